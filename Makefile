@@ -1,0 +1,116 @@
+# d2quant. Targets: all install uninstall test asan ubsan tsan check-layers clean
+#   make                     build/d2q, build/libd2q.a, build/libd2q.so
+#   make BUILD=dir           objects elsewhere
+#   make SANITIZE=address    instrumented (what `make asan` does, in build-asan)
+# Dependencies come from pkg-config; headers are tracked by the compiler (-MMD).
+
+BUILD   ?= build
+PREFIX  ?= /usr/local
+CC      ?= cc
+VERSION := 0.1.0
+SOVERSION := 0
+
+PKGS := openblas lapacke jansson libpcre2-8 libutf8proc
+ifneq ($(filter clean uninstall check-layers,$(MAKECMDGOALS)),)
+else
+ifneq ($(shell pkg-config --exists $(PKGS) && echo yes),yes)
+$(error missing libraries: pkg-config does not find all of: $(PKGS). On Debian: apt-get install libopenblas-dev liblapacke-dev libjansson-dev libpcre2-dev libutf8proc-dev libcmocka-dev pkg-config, or run ./test.sh)
+endif
+PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS))
+PKG_LIBS   := $(shell pkg-config --libs $(PKGS))
+endif
+
+WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion -Wmissing-prototypes \
+        -Wstrict-prototypes -Wvla -Wformat=2
+ifdef WERROR
+WARN += -Werror
+endif
+OPT ?= -O2 -g
+CFLAGS_ALL := -std=c11 -D_GNU_SOURCE -DD2Q_VERSION='"$(VERSION)"' -Isrc -Iinclude $(WARN) $(OPT) \
+              -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp -MMD -MP $(PKG_CFLAGS) $(CFLAGS)
+LDLIBS_ALL := $(PKG_LIBS) -fopenmp -lm $(LDLIBS)
+ifdef SANITIZE
+CFLAGS_ALL += -fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all
+LDFLAGS += -fsanitize=$(SANITIZE)
+endif
+
+# Instruction sets: only files named *_<isa>.c get flags beyond the baseline.
+ARCH := $(shell $(CC) -dumpmachine | cut -d- -f1)
+ISA_FLAGS_generic := -O3
+ISA_FLAGS_avx2    := -O3 -mavx2 -mfma -mf16c -ffp-contract=fast
+ISA_FLAGS_avx512  := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c \
+                     -mprefer-vector-width=512 -ffp-contract=fast
+ISA_FLAGS_neon    := -O3 -ffp-contract=fast
+ISA_SKIP := $(if $(filter x86_64,$(ARCH)),neon,$(if $(filter aarch64,$(ARCH)),avx2 avx512,avx2 avx512 neon))
+
+SRC := $(filter-out $(foreach i,$(ISA_SKIP),%_$(i).c),$(shell find src -name '*.c' | LC_ALL=C sort))
+CLI_SRC := $(filter src/cli/%,$(SRC))
+LIB_SRC := $(filter-out src/cli/%,$(SRC))
+LIB_OBJ := $(LIB_SRC:%.c=$(BUILD)/%.o)
+CLI_OBJ := $(CLI_SRC:%.c=$(BUILD)/%.o)
+TEST_SRC := $(wildcard tests/test_*.c)
+TEST_BIN := $(TEST_SRC:tests/%.c=$(BUILD)/tests/%)
+HELPERS := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
+HELPER_OBJ := $(HELPERS:%.c=$(BUILD)/%.o)
+
+.PHONY: all lib tests test asan ubsan tsan check-layers install uninstall clean
+all: $(if $(CLI_SRC),$(BUILD)/d2q) lib
+
+# Only d2q_ symbols leave either library.
+lib: $(BUILD)/libd2q.a $(BUILD)/libd2q.so
+
+isa_of = $(strip $(foreach i,generic avx2 avx512 neon,$(if $(filter %_$(i).c,$(1)),$(ISA_FLAGS_$(i)))))
+$(BUILD)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS_ALL) $(call isa_of,$<) -c $< -o $@
+
+# All library objects, names intact: what the tests link.
+$(BUILD)/libd2q_internal.a: $(LIB_OBJ)
+	rm -f $@ && $(AR) rcs $@ $^
+
+$(BUILD)/libd2q.o: $(LIB_OBJ)
+	$(LD) -r -o $@ $^
+	objcopy -w --keep-global-symbol='d2q_*' $@
+$(BUILD)/libd2q.a: $(BUILD)/libd2q.o
+	rm -f $@ && $(AR) rcs $@ $^
+$(BUILD)/libd2q.so: $(LIB_OBJ) src/api/libd2q.map
+	$(CC) -shared -Wl,-soname,libd2q.so.$(SOVERSION) -Wl,--version-script=src/api/libd2q.map \
+	      $(LDFLAGS) -o $@ $(LIB_OBJ) $(LDLIBS_ALL)
+
+$(BUILD)/d2q: $(CLI_OBJ) $(BUILD)/libd2q_internal.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS_ALL)
+
+tests: $(TEST_BIN)
+$(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(HELPER_OBJ) $(BUILD)/libd2q_internal.a
+	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS_ALL) -lcmocka
+
+test: all tests
+	tests/run $(BUILD)
+asan:
+	$(MAKE) BUILD=build-asan SANITIZE=address OPT="-O1 -g" test
+ubsan:
+	$(MAKE) BUILD=build-ubsan SANITIZE=undefined OPT="-O1 -g" test
+tsan:
+	$(MAKE) BUILD=build-tsan SANITIZE=thread OPT="-O1 -g" test
+check-layers:
+	tests/check_layers.sh
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include
+	install $(BUILD)/d2q $(DESTDIR)$(PREFIX)/bin/d2q
+	install -m 644 include/d2quant.h $(DESTDIR)$(PREFIX)/include/d2quant.h
+	install -m 644 $(BUILD)/libd2q.a $(DESTDIR)$(PREFIX)/lib/libd2q.a
+	install $(BUILD)/libd2q.so $(DESTDIR)$(PREFIX)/lib/libd2q.so.$(SOVERSION)
+	ln -sf libd2q.so.$(SOVERSION) $(DESTDIR)$(PREFIX)/lib/libd2q.so
+	printf '%s\n' 'prefix=$(PREFIX)' 'Name: d2quant' 'Description: D2Quant weight quantizer' \
+	  'Version: $(VERSION)' 'Requires.private: $(PKGS)' 'Libs: -L$${prefix}/lib -ld2q' \
+	  'Libs.private: -fopenmp -lm' 'Cflags: -I$${prefix}/include' \
+	  > $(DESTDIR)$(PREFIX)/lib/pkgconfig/d2quant.pc
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/d2q $(DESTDIR)$(PREFIX)/include/d2quant.h \
+	  $(DESTDIR)$(PREFIX)/lib/libd2q.a $(DESTDIR)$(PREFIX)/lib/libd2q.so $(DESTDIR)$(PREFIX)/lib/libd2q.so.$(SOVERSION) \
+	  $(DESTDIR)$(PREFIX)/lib/pkgconfig/d2quant.pc
+clean:
+	rm -rf $(BUILD) build-asan build-ubsan build-tsan
+
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_BIN:=.d) $(HELPER_OBJ:.o=.d)

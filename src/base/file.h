@@ -1,0 +1,73 @@
+/* file: mapped input, a bounded cursor over it, and atomic output.
+ *
+ * Output appears under its final name only when it is whole: it is written to
+ * "<path>.tmp-<pid>", synced, and renamed. A folder likewise. */
+#ifndef D2Q_BASE_FILE_H
+#define D2Q_BASE_FILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+/* ---- input ------------------------------------------------------------- */
+
+struct file_map {
+    const uint8_t *data; /* read-only mapping; valid until release */
+    size_t size;
+    char *path;
+};
+
+int file_map_open(struct file_map *m, const char *path, struct err *e);
+void file_map_release(struct file_map *m); /* safe on a zeroed struct */
+
+/* Whole file into a fresh NUL-terminated block (mem_free). Files larger than max are refused. */
+int file_read(const char *path, size_t max, char **out, size_t *size, struct err *e);
+bool file_exists(const char *path);
+bool file_is_dir(const char *path);
+
+/* A reader that cannot run past its end. Little-endian; every getter fails with
+ * the file's name and the byte offset where the data ran out. */
+struct cursor {
+    const uint8_t *base, *p, *end;
+    const char *what; /* the file's name, for messages */
+};
+
+void cursor_init(struct cursor *c, const uint8_t *data, size_t size, const char *what);
+size_t cursor_pos(const struct cursor *c);
+size_t cursor_left(const struct cursor *c);
+int cursor_take(struct cursor *c, size_t n, const uint8_t **p, struct err *e); /* view of n bytes */
+int cursor_u8(struct cursor *c, uint8_t *v, struct err *e);
+int cursor_u16(struct cursor *c, uint16_t *v, struct err *e);
+int cursor_u32(struct cursor *c, uint32_t *v, struct err *e);
+int cursor_u64(struct cursor *c, uint64_t *v, struct err *e);
+
+/* ---- output ------------------------------------------------------------ */
+
+struct outfile {
+    int fd;
+    uint64_t pos; /* bytes written so far */
+    char *path, *tmp;
+    uint8_t *buf; /* write buffer */
+    size_t fill;
+};
+
+int outfile_open(struct outfile *o, const char *path, struct err *e);
+int outfile_write(struct outfile *o, const void *data, size_t n, struct err *e);
+int outfile_pad(struct outfile *o, uint64_t align, struct err *e); /* zeros up to a multiple */
+int outfile_commit(struct outfile *o, struct err *e); /* flush, fsync, rename; releases either way */
+void outfile_abort(struct outfile *o);                /* unlinks; safe on a zeroed or finished struct */
+
+/* A folder written as a whole: outdir_open makes "<path>.tmp-<pid>", files are
+ * written under o->tmp, outdir_commit renames it to path. An existing path is
+ * moved aside first and removed after (files only one level deep). */
+struct outdir {
+    char *path, *tmp;
+};
+
+int outdir_open(struct outdir *o, const char *path, struct err *e);
+int outdir_commit(struct outdir *o, struct err *e);
+void outdir_abort(struct outdir *o);
+
+#endif

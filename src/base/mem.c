@@ -1,0 +1,181 @@
+#include "base/mem.h"
+
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ALIGN 64
+#define CHUNK (256u * 1024u)
+
+static atomic_long fail_countdown;
+
+void mem_fail_after(long n)
+{
+    atomic_store(&fail_countdown, n);
+}
+
+static int must_fail(void)
+{
+    if (atomic_load_explicit(&fail_countdown, memory_order_relaxed) <= 0)
+        return 0;
+    return atomic_fetch_sub(&fail_countdown, 1) == 1;
+}
+
+/* Rounded up to the alignment; 0 on overflow. Never 0 for a valid request. */
+static size_t padded(size_t n, size_t size)
+{
+    size_t bytes;
+    if (__builtin_mul_overflow(n, size, &bytes) || bytes > SIZE_MAX / 2)
+        return 0;
+    if (bytes == 0)
+        bytes = 1;
+    return (bytes + ALIGN - 1) / ALIGN * ALIGN;
+}
+
+void *mem_alloc(size_t n, size_t size)
+{
+    size_t bytes = padded(n, size);
+    if (!bytes || must_fail())
+        return NULL;
+    return aligned_alloc(ALIGN, bytes);
+}
+
+void *mem_zalloc(size_t n, size_t size)
+{
+    void *p = mem_alloc(n, size);
+    if (p)
+        memset(p, 0, padded(n, size));
+    return p;
+}
+
+void mem_free(void *p)
+{
+    free(p);
+}
+
+void *mem_grow(void *p, size_t old_n, size_t new_n, size_t size)
+{
+    void *q = mem_alloc(new_n, size);
+    if (!q)
+        return NULL;
+    if (p)
+        memcpy(q, p, (old_n < new_n ? old_n : new_n) * size);
+    free(p);
+    return q;
+}
+
+char *mem_strdup(const char *s)
+{
+    size_t n = strlen(s) + 1;
+    char *p = mem_alloc(n, 1);
+    if (p)
+        memcpy(p, s, n);
+    return p;
+}
+
+uint64_t mem_peak_rss(void)
+{
+    FILE *f = fopen("/proc/self/status", "r");
+    if (!f)
+        return 0;
+    char line[256];
+    unsigned long long kib = 0;
+    while (fgets(line, sizeof line, f))
+        if (sscanf(line, "VmHWM: %llu kB", &kib) == 1)
+            break;
+    fclose(f);
+    return (uint64_t)kib * 1024;
+}
+
+struct arena_chunk {
+    struct arena_chunk *next;
+    size_t used, size; /* of data */
+    _Alignas(ALIGN) unsigned char data[];
+};
+
+void arena_init(struct arena *a)
+{
+    a->head = NULL;
+    a->used = 0;
+}
+
+void arena_release(struct arena *a)
+{
+    struct arena_chunk *c = a->head;
+    while (c) {
+        struct arena_chunk *next = c->next;
+        mem_free(c);
+        c = next;
+    }
+    arena_init(a);
+}
+
+void *arena_alloc(struct arena *a, size_t n, size_t size)
+{
+    size_t bytes = padded(n, size);
+    if (!bytes)
+        return NULL;
+    struct arena_chunk *c = a->head;
+    if (!c || c->size - c->used < bytes) {
+        size_t room = bytes > CHUNK / 4 ? bytes : CHUNK;
+        struct arena_chunk *fresh = mem_alloc(1, sizeof *fresh + room);
+        if (!fresh)
+            return NULL;
+        fresh->size = room;
+        fresh->used = 0;
+        if (c && bytes > CHUNK / 4) { /* keep filling the small chunk */
+            fresh->next = c->next;
+            c->next = fresh;
+        } else {
+            fresh->next = c;
+            a->head = fresh;
+        }
+        c = fresh;
+    }
+    void *p = c->data + c->used;
+    c->used += bytes;
+    a->used += bytes;
+    return p;
+}
+
+void *arena_zalloc(struct arena *a, size_t n, size_t size)
+{
+    void *p = arena_alloc(a, n, size);
+    if (p)
+        memset(p, 0, n * size);
+    return p;
+}
+
+char *arena_strndup(struct arena *a, const char *s, size_t n)
+{
+    char *p = arena_alloc(a, n + 1, 1);
+    if (p) {
+        memcpy(p, s, n);
+        p[n] = 0;
+    }
+    return p;
+}
+
+char *arena_strdup(struct arena *a, const char *s)
+{
+    return arena_strndup(a, s, strlen(s));
+}
+
+char *arena_printf(struct arena *a, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    int n = vsnprintf(NULL, 0, fmt, ap);
+    va_end(ap);
+    if (n < 0)
+        return NULL;
+    char *p = arena_alloc(a, (size_t)n + 1, 1);
+    if (!p)
+        return NULL;
+    va_start(ap, fmt);
+    vsnprintf(p, (size_t)n + 1, fmt, ap);
+    va_end(ap);
+    return p;
+}

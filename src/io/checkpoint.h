@@ -1,0 +1,48 @@
+/* checkpoint: one view of a model on disk, whatever its container.
+ *
+ * A Hugging Face folder (config.json, model.safetensors or model.safetensors.index.json
+ * + shards) or a .gguf file. Gives tensors by name and the configuration; knows
+ * nothing of families. containers.def has a row per container. */
+#ifndef D2Q_IO_CHECKPOINT_H
+#define D2Q_IO_CHECKPOINT_H
+
+#include <jansson.h>
+
+#include "io/gguf.h"
+#include "io/safetensors.h"
+
+enum container { CONTAINER_HF, CONTAINER_GGUF };
+
+struct checkpoint {
+    enum container container;
+    char *path;            /* as given, without a trailing slash */
+    struct arena arena;
+    /* HF only */
+    json_t *config;            /* config.json, an object */
+    json_t *generation_config; /* or NULL */
+    struct st_file *shards;
+    int n_shards;
+    /* GGUF only */
+    struct gguf gguf;
+    /* float tensors and the integer tensors of GPTQ folders, sorted by name */
+    struct st_entry *entries;  /* HF */
+    size_t n_entries;
+    uint64_t data_bytes;       /* of all tensors on disk */
+};
+
+int checkpoint_open(struct checkpoint **out, const char *path, struct err *e);
+void checkpoint_free(struct checkpoint *c); /* NULL allowed */
+
+/* 1 found: *t is a view; 0 absent; -1 found but not of a type in dtypes.def. */
+int checkpoint_tensor(const struct checkpoint *c, const char *name, struct tensor *t, struct err *e);
+/* HF only: any tensor, also integers. NULL: absent. */
+const struct st_entry *checkpoint_entry(const struct checkpoint *c, const char *name);
+/* Reads "<folder>/<name>" whole (mem_free); 1 found, 0 absent, -1 error. HF only. */
+int checkpoint_file(const struct checkpoint *c, const char *name, char **text, size_t *n, struct err *e);
+
+/* GPTQ linear at prefix ("model.layers.0.mlp.up_proj"): qweight, qzeros, scales, g_idx of v1 or v2
+ * by config's quantization_config. 1: *q filled (arrays in a), 0: no qweight there, -1 error. */
+int checkpoint_gptq(const struct checkpoint *c, const char *prefix, int64_t n_out, int64_t n_in,
+                    struct arena *a, struct qmat *q, struct err *e);
+
+#endif

@@ -1,0 +1,51 @@
+/* tokenizer: text <-> token ids, equal to transformers' tokenizers.
+ *
+ * Byte-level BPE (GPT-2, SmolLM2, Llama 3, Qwen2/2.5/3) and SentencePiece-style BPE (Llama 2,
+ * Mistral), from tokenizer.json or from GGUF metadata. Immutable after loading: any number of
+ * threads may encode at once (each call has its own scratch). */
+#ifndef D2Q_MODEL_TOKENIZER_H
+#define D2Q_MODEL_TOKENIZER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "io/checkpoint.h"
+
+struct tokenizer; /* tokenizer.c */
+
+/* From whatever the checkpoint holds. An unknown pre-tokenizer, normalizer or model is refused by name. */
+int tokenizer_load(struct tokenizer **out, const struct checkpoint *c, struct err *e);
+void tokenizer_free(struct tokenizer *t);
+
+struct token_list { /* tokens are appended; mem_free(ids) */
+    int32_t *ids;
+    size_t n, cap;
+};
+
+/* specials: text of added/special tokens becomes those tokens (transformers' default), else plain text.
+ * add_bos: what the tokenizer itself adds around a sequence (BOS, where it has that rule) is added. */
+int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, bool add_bos, bool specials,
+                     struct token_list *out, struct err *e);
+/* Appends the bytes of one token (partial UTF-8 possible) to buf; returns their number. Control tokens give
+ * their text if show_special, else nothing. cap may be 0 to ask for the length. */
+size_t tokenizer_piece(const struct tokenizer *t, int32_t id, bool show_special, char *buf, size_t cap);
+/* Whole sequence, as transformers' decode(skip_special_tokens=!show_special, clean_up_tokenization_spaces=False);
+ * fresh NUL-terminated string (mem_free). */
+int tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, bool show_special,
+                     char **text, size_t *len, struct err *e);
+
+int32_t tokenizer_n_vocab(const struct tokenizer *t);
+int32_t tokenizer_bos(const struct tokenizer *t);  /* -1: none */
+int32_t tokenizer_eos(const struct tokenizer *t);  /* -1: none */
+bool tokenizer_adds_bos(const struct tokenizer *t);
+bool tokenizer_is_eog(const struct tokenizer *t, int32_t id); /* ends generation (eos, eot, im_end...) */
+const char *tokenizer_chat_template(const struct tokenizer *t); /* Jinja text or NULL */
+
+/* tokenizer.json, tokenizer_config.json, special_tokens_map.json into folder dir: copied when the
+ * checkpoint is a Hugging Face folder, made from the metadata when it is a GGUF file. transformers'
+ * AutoTokenizer loads them and gives the same ids. */
+int tokenizer_write_hf(const struct tokenizer *t, const struct checkpoint *c, const char *dir, struct err *e);
+
+#endif
