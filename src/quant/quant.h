@@ -1,0 +1,138 @@
+/* quant: weights below 4 bits, block by block.
+ *
+ * Two copies of the calibration text flow through the model: one through the
+ * float weights, one through what is quantized so far. Inside a block the order is
+ * q,k,v, then o, then gate,up, then down; each matrix is fitted to the inputs
+ * that it will really see (the quantized path's), and, with propagated error, aimed at the
+ * float path's outputs. design.md 5 states the method.
+ *
+ * quantize_model works in place: it replaces the type and data of the seven matrices
+ * of every block (struct qmat in the model's arena) and adds biases where
+ * DAC does; the result runs, evaluates and exports like any model. */
+#ifndef D2Q_QUANT_QUANT_H
+#define D2Q_QUANT_QUANT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/log.h"
+#include "model/model.h"
+
+/* Rows of methods.def; the id is METHOD_<name>. */
+enum method {
+#define METHOD(name, needs_calib, help) METHOD_##name,
+#include "quant/methods.def"
+#undef METHOD
+    METHOD_COUNT,
+};
+
+struct method_info {
+    const char *name;
+    bool needs_calib;
+    const char *help; /* one line */
+};
+extern const struct method_info method_table[METHOD_COUNT];
+
+enum quant_order { ORDER_NONE, ORDER_ACT };
+enum quant_search { SEARCH_MINMAX, SEARCH_MSE, SEARCH_HESSIAN };
+enum quant_sinks { SINKS_KEEP, SINKS_SKIP, SINKS_CLIP };
+enum quant_failure { FAILURE_STOP, FAILURE_RTN, FAILURE_KEEP };
+enum dsq_init { DSQ_ONES, DSQ_ACTIVATION };
+
+/* Token sequences; ids of all of them lie behind each other. */
+struct calib {
+    int64_t n;       /* sequences */
+    int64_t *start;  /* (n + 1): sequence i is ids[start[i]] .. ids[start[i+1]-1] */
+    int32_t *ids;
+    struct arena arena;
+};
+
+struct quant_options {
+    enum method method;
+    int bits;         /* 2, 3 or 4 */
+    int group;        /* inputs per group; <= 0: one group a row */
+    bool sym;
+    bool dsq, dac;    /* d2quant only */
+    double alpha, beta; /* propagated error; 0, 0: off */
+    double prop_damp; /* of H in the propagated error, as a share of its mean diagonal */
+    enum quant_order order;
+    enum quant_search search;
+    int sweeps;       /* coordinate-descent sweeps after the solve */
+    double damp;      /* share of the mean diagonal of H */
+    enum quant_sinks sinks;
+    enum dsq_init dsq_init;
+    bool dsq_weighted; /* H-weighted closed form for s^c, else the plain one */
+    int dsq_rounds;
+    enum quant_failure on_failure;
+    enum dtype kept;  /* what tensors that are not quantized are rounded to: DT_F16 or DT_F32 */
+};
+
+/* Fills o for a method and a recipe ("default" or "paper"; only d2quant has two). */
+int quant_options_init(struct quant_options *o, const char *method, const char *recipe, struct err *e);
+/* 0, or -1 with ERR_USAGE naming the option. */
+int quant_options_check(const struct quant_options *o, struct err *e);
+
+struct quant_tensor {
+    const char *name; /* Hugging Face name */
+    char type[24];    /* "int3 g64 asym", "f16" */
+    int64_t n_out, n_in;
+    double bpw;
+    double err;        /* tr(E H E^T) / tr(W H W^T) against the original W; H = I for rtn */
+    double err_target; /* the same against W', what the solver aimed at */
+    double damp;       /* that it took */
+    double seconds;
+};
+
+struct quant_block {  /* what the corrections did, one per block */
+    double dac_share; /* kept share of mu (0: refused), and held-out gain it brought */
+    double dac_gain;
+    double dac_shift; /* rms of mu relative to rms of the norm's output */
+    double dsq_min, dsq_max; /* range of s^c */
+    double dsq_gain;  /* error with s^c / error of GPTQ alone */
+    double out_err;   /* ||h_q - h||^2 / ||h||^2 of the block's output, held-out windows, sinks left out */
+};
+
+struct quant_result {
+    struct arena arena;
+    struct quant_tensor *tensors; /* n_layer * ROLE_COUNT, in order of work */
+    int64_t n_tensors;
+    struct quant_block *blocks;   /* n_layer */
+    double bpw;        /* over all quantized weights, scales and zeros counted */
+    double seconds, seconds_forward, seconds_stats, seconds_solve;
+    int64_t calib_tokens;
+};
+
+/* Called once for each finished tensor (NULL allowed). */
+typedef void (*quant_tensor_fn)(void *ud, const struct quant_tensor *t);
+
+/* calib may be NULL for methods that need none. */
+int quantize_model(struct model *m, const struct quant_options *o, const struct calib *calib,
+                   const struct log *log, quant_tensor_fn on_tensor, void *ud,
+                   struct quant_result *res, struct err *e);
+void quant_result_release(struct quant_result *r);
+
+/* What a run will take, before it begins. */
+struct quant_plan {
+    double bpw;             /* of the quantized weights */
+    uint64_t quantized_bytes, kept_bytes, output_bytes;
+    uint64_t peak_bytes;    /* resident, the mapped model counted */
+    double flops;           /* of all forward passes and solves */
+};
+void quant_plan(const struct model *m, const struct quant_options *o, int64_t calib_tokens,
+                int64_t longest_sequence, struct quant_plan *p);
+
+/* ---- calibration text (calib.c) ------------------------------------------ */
+
+/* path: plain text, or JSONL with "text" or chat "messages" a line. Cut into sequences of seqlen tokens: n of them
+ * chosen at random by seed when there are more, else all there are (the caller compares c->n and
+ * says so; a text shorter than one sequence is one short sequence). */
+int calib_from_file(struct calib *c, const struct model *m, const char *path, int64_t n,
+                    int64_t seqlen, uint64_t seed, struct err *e);
+/* From one run of tokens, cut every seqlen (the last, shorter piece is kept if it is all there is). */
+int calib_from_tokens(struct calib *c, const int32_t *ids, int64_t n_ids, int64_t n, int64_t seqlen,
+                      uint64_t seed, struct err *e);
+void calib_release(struct calib *c);
+int64_t calib_tokens(const struct calib *c);
+
+#endif
