@@ -59,7 +59,7 @@ def pack_down(codes, bits):
 def gptq_linear(rng, bits, n_in, n_out, group, permuted, v1, low):
     groups = -(-n_in // group)
     codes = rng.integers(0, 2**bits, (n_in, n_out))
-    zeros = rng.integers(low, 2**bits, (groups, n_out))
+    zeros = rng.integers(low if permuted else v1 * 1, 2**bits, (groups, n_out))
     scales = (rng.standard_normal((groups, n_out)) * 0.02).astype(np.float16)
     g_idx = (np.arange(n_in) // group).astype(np.int32)
     if permuted:
@@ -77,7 +77,7 @@ def gptq_folder(fmt, bits):
     os.makedirs(path, exist_ok=True)
     tensors = {}
     for name, permuted in (("a", False), ("b", True)):
-        # low 0: a v1 zero of 0 is stored as 2^bits - 1 and must wrap; 48 does not divide 64
+        # low 0, in "b": a v1 zero of 0 is stored as 2^bits - 1 and must wrap; 48 does not divide 64
         parts, w = gptq_linear(rng, bits, 64, 32, 48, permuted, fmt == "gptq", 0)
         tensors.update({f"{name}.{k}": v for k, v in parts.items()})
         tensors["expect." + name] = w

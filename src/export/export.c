@@ -54,8 +54,78 @@ int json_write(const char *dir, const char *name, const json_t *o, struct err *e
     return rc ? -1 : 0;
 }
 
-json_t *export_config(const struct model *m, const char *dtype, bool mlp_bias, struct err *e)
+/* Does any block have a bias among roles a..b? */
+static bool has_bias(const struct model *m, enum role a, enum role b)
 {
+    for (int64_t l = 0; l < m->hp.n_layer; l++)
+        for (int r = (int)a; r <= (int)b; r++)
+            if (m->layers[l].lin[r].b)
+                return true;
+    return false;
+}
+
+/* Sets what config says of biases so that it covers *b, and reads back what the family makes of it: the
+ * families differ in which keys they heed, and their own parsers know. */
+static int settle_biases(json_t *c, struct export_biases *b, struct err *e)
+{
+    const struct family *f = family_by_hf(c, e);
+    struct hparams hp = { 0 };
+    if (!f || f->hparams(c, &hp, e))
+        return -1;
+    int rc = 0;
+    if ((b->qkv && !hp.qkv_bias) || (b->o && !hp.o_bias))
+        rc = json_object_set_new(c, "attention_bias", json_true());
+    if (b->mlp && !hp.mlp_bias)
+        rc = rc || json_object_set_new(c, "mlp_bias", json_true());
+    if (rc)
+        return err_nomem(e, "config.json", 4096);
+    memset(&hp, 0, sizeof hp);
+    if (f->hparams(c, &hp, e))
+        return -1;
+    *b = (struct export_biases){ hp.qkv_bias, hp.o_bias, hp.mlp_bias };
+    if (!hp.mlp_bias && json_is_true(json_object_get(c, "mlp_bias")))
+        json_object_del(c, "mlp_bias"); /* not heeded: it would mislead */
+    return 0;
+}
+
+/* Llama's graph is that of Mistral without a window and of Qwen2: only the names in config.json differ, and the
+ * defaults of what it leaves out. So those are written, and the result is compared as the family reads it. */
+static int rename_to_llama(const struct model *m, json_t *c, struct err *e)
+{
+    const struct hparams *a = &m->hp;
+    const struct family *llama = family_by_name("llama");
+    struct hparams b = { 0 };
+    if (a->qk_norm || a->window)
+        return err_set(e, ERR_UNSUPPORTED, "a %s model with %s is no Llama model: --as-llama cannot apply", a->family,
+                       a->qk_norm ? "norms of q and k" : "a sliding window");
+    int rc = json_object_set_new(c, "architectures", json_pack("[s]", llama->hf_arch)) ||
+             json_object_set_new(c, "model_type", json_string(llama->hf_type)) ||
+             json_object_set_new(c, "num_key_value_heads", json_integer(a->n_head_kv)) ||
+             json_object_set_new(c, "head_dim", json_integer(a->head_dim)) ||
+             (!json_object_get(c, "rms_norm_eps") &&
+              json_object_set_new(c, "rms_norm_eps", json_real((double)a->rms_eps))) ||
+             (!json_object_get(c, "rope_parameters") && !json_object_get(c, "rope_theta") &&
+              json_object_set_new(c, "rope_theta", json_real(a->rope_base)));
+    if (rc)
+        return err_nomem(e, "config.json", 4096);
+    const char *foreign[] = { "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "auto_map" };
+    for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++)
+        json_object_del(c, foreign[i]);
+    if (llama->hparams(c, &b, e))
+        return -1;
+    if (a->n_vocab != b.n_vocab || a->n_embd != b.n_embd || a->n_layer != b.n_layer || a->n_head != b.n_head ||
+        a->n_head_kv != b.n_head_kv || a->head_dim != b.head_dim || a->n_ff != b.n_ff || a->n_ctx != b.n_ctx ||
+        a->rms_eps != b.rms_eps || a->rope_base != b.rope_base || a->tied != b.tied || b.qk_norm || b.window)
+        return err_set(e, ERR_UNSUPPORTED, "config.json of this %s model means something else when it is read as "
+                       "Llama: --as-llama cannot apply", a->family);
+    return 0;
+}
+
+json_t *export_config(const struct model *m, const char *dtype, const struct export_options *o,
+                      const struct export_plan *plan, struct export_biases *b, struct err *e)
+{
+    const struct export_biases need = { has_bias(m, ROLE_Q, ROLE_V), has_bias(m, ROLE_O, ROLE_O),
+                                        has_bias(m, ROLE_GATE, ROLE_DOWN) || (plan && plan->mlp_bias) };
     json_t *c = json_deep_copy(m->config);
     int rc = !c;
     if (!rc) {
@@ -63,43 +133,26 @@ json_t *export_config(const struct model *m, const char *dtype, bool mlp_bias, s
         /* the key's old name for transformers before 4.56, its new one for those after */
         rc = json_object_set_new(c, "torch_dtype", json_string(dtype)) ||
              json_object_set_new(c, "dtype", json_string(dtype)) ||
-             json_object_set_new(c, "tie_word_embeddings", json_boolean(m->hp.tied)) ||
-             (mlp_bias && json_object_set_new(c, "mlp_bias", json_true()));
+             json_object_set_new(c, "tie_word_embeddings", json_boolean(m->hp.tied));
     }
-    if (rc) {
+    *b = need;
+    if (rc)
         err_nomem(e, "config.json", 4096);
+    else
+        rc = (o->as_llama && rename_to_llama(m, c, e)) || settle_biases(c, b, e) ? -1 : 0;
+    if (!rc && ((need.qkv && !b->qkv) || (need.o && !b->o)))
+        rc = err_set(e, ERR_UNSUPPORTED, "the attention has biases that the family %s has no place for in transformers",
+                     m->hp.family);
+    if (!rc && need.mlp && !b->mlp && !(o->drop_corrections && !m->hp.mlp_bias))
+        rc = err_set(e, ERR_UNSUPPORTED, "biases of gate_proj and up_proj (DAC) have no place in the family %s in "
+                     "transformers, where they would be dropped without a word: quantize with --dac off, or leave "
+                     "them out with --drop-corrections%s", m->hp.family,
+                     m->hp.qk_norm || m->hp.window ? "" : ", or write it --as-llama");
+    if (rc) {
         json_decref(c);
         return NULL;
     }
     return c;
-}
-
-bool export_adds_bias(const struct model *m)
-{
-    for (int64_t l = 0; l < m->hp.n_layer && !m->hp.mlp_bias; l++)
-        for (int r = ROLE_GATE; r <= ROLE_DOWN; r++)
-            if (m->layers[l].lin[r].b)
-                return true;
-    return false;
-}
-
-int export_biases(const struct model *m, const struct export_options *o, const struct export_plan *p,
-                  bool *mlp_bias, struct err *e)
-{
-    const struct family *f = family_by_name(m->hp.family);
-    for (int64_t l = 0; l < m->hp.n_layer; l++)
-        for (int r = ROLE_Q; r <= ROLE_O; r++)
-            if (m->layers[l].lin[r].b && !(r == ROLE_O ? m->hp.o_bias : m->hp.qkv_bias))
-                return err_set(e, ERR_UNSUPPORTED, "model.layers.%lld.%s has a bias, which the model's config has no "
-                               "place for", (long long)l, role_hf_name[r]);
-    bool added = export_adds_bias(m) || (p && p->mlp_bias && !m->hp.mlp_bias);
-    bool can = f && f->mlp_bias_hf;
-    *mlp_bias = m->hp.mlp_bias || (added && can);
-    if (!added || can || o->drop_corrections)
-        return 0;
-    return err_set(e, ERR_UNSUPPORTED, "biases of gate_proj and up_proj (DAC) have no place in the family %s in "
-                   "transformers, where they would be dropped without a word: quantize with --dac off, or leave them "
-                   "out with --drop-corrections", m->hp.family);
 }
 
 /* ---- the folder ------------------------------------------------------------------ */
@@ -159,6 +212,16 @@ static uint64_t folder_bytes(const char *dir)
     return sum;
 }
 
+static void warn_dropped(const struct model *m, const struct export_options *o, const char *out_dir,
+                         const struct log *log)
+{
+    struct export_biases b = { false, false, true };
+    json_decref(export_config(m, "float32", o, NULL, &b, NULL));
+    if (!b.mlp && has_bias(m, ROLE_GATE, ROLE_DOWN))
+        log_warn(log, "%s: the corrections (DAC) are left out: the family %s has no place for them", out_dir,
+                 m->hp.family);
+}
+
 int export_check(const struct model *m, const char *format, const struct export_options *o,
                  const struct export_plan *plan, struct err *e)
 {
@@ -176,10 +239,7 @@ int export_model(const struct model *m, const char *format, const char *out_dir,
     const struct exporter *x = exporter_by_name(format, e);
     if (!x || x->carries(m, o, NULL, e) || check_target(m, out_dir, e) || outdir_open(&out, out_dir, e))
         return -1;
-    const struct family *f = family_by_name(m->hp.family);
-    if (export_adds_bias(m) && !(f && f->mlp_bias_hf))
-        log_warn(log, "%s: the corrections (DAC) are left out: the family %s has no place for them", out_dir,
-                 m->hp.family);
+    warn_dropped(m, o, out_dir, log);
     int rc = x->write(m, out.tmp, o, log, e) || write_generation_config(m, out.tmp, e) ||
              (m->tok && tokenizer_write_hf(m->tok, m->ck, out.tmp, e)) ? -1 : 0;
     if (rc) {

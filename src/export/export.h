@@ -14,6 +14,7 @@
 struct export_options {
     bool gptq_v1;          /* format gptq: v1, which stores zero - 1 (the format gptq_v1 sets it) */
     bool drop_corrections; /* leave out biases of gate and up that the family has no place for, with a warning */
+    bool as_llama;         /* call a Mistral or Qwen2 model Llama, whose graph it has and whose config has biases */
     const json_t *meta;    /* object or NULL: how the weights were made, for quantize_config.json */
     uint64_t shard_bytes;  /* weights of one file; 0: 5 GB */
 };

@@ -222,7 +222,7 @@ static json_t *quantize_config(const struct model *m, const struct survey *s, co
 
 int gptq_carries(const struct model *m, const struct export_options *o, const struct export_plan *p, struct err *e)
 {
-    bool mlp_bias, planned = p && p->quantized;
+    bool planned = p && p->quantized;
     int64_t n_quantized = 0;
     for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
         const struct tensor *t = linear_at(m, i);
@@ -235,7 +235,10 @@ int gptq_carries(const struct model *m, const struct export_options *o, const st
     }
     if (!n_quantized)
         return err_set(e, ERR_UNSUPPORTED, "format gptq: the model has no quantized matrix (format hf writes float)");
-    return export_biases(m, o, p, &mlp_bias, e);
+    struct export_biases b;
+    json_t *config = export_config(m, "float16", o, p, &b, e);
+    json_decref(config);
+    return config ? 0 : -1;
 }
 
 int gptq_write(const struct model *m, const char *dir, const struct export_options *o, const struct log *log,
@@ -243,10 +246,9 @@ int gptq_write(const struct model *m, const char *dir, const struct export_optio
 {
     struct weights w = { .dtype = ST_F16, .integers = true, .v1 = o->gptq_v1 };
     struct survey s;
-    if (export_biases(m, o, NULL, &w.mlp_bias, e))
-        return -1;
     survey_model(m, &s);
-    json_t *config = export_config(m, "float16", w.mlp_bias, e), *quant = config ? quantize_config(m, &s, o) : NULL;
+    json_t *config = export_config(m, "float16", o, NULL, &w.biases, e);
+    json_t *quant = config ? quantize_config(m, &s, o) : NULL;
     int rc = 0;
     if (!config)
         rc = -1;

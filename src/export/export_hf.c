@@ -1,21 +1,19 @@
 /* format hf: every matrix dequantized to float32, so that any program can check what we measured. */
 #include "export/weights.h"
 
-#include <string.h>
-
 int hf_carries(const struct model *m, const struct export_options *o, const struct export_plan *p, struct err *e)
 {
-    bool mlp_bias;
-    return export_biases(m, o, p, &mlp_bias, e);
+    struct export_biases b;
+    json_t *config = export_config(m, "float32", o, p, &b, e);
+    json_decref(config);
+    return config ? 0 : -1;
 }
 
 int hf_write(const struct model *m, const char *dir, const struct export_options *o, const struct log *log,
              struct err *e)
 {
     struct weights w = { .dtype = ST_F32 };
-    if (export_biases(m, o, NULL, &w.mlp_bias, e))
-        return -1;
-    json_t *config = export_config(m, "float32", w.mlp_bias, e);
+    json_t *config = export_config(m, "float32", o, NULL, &w.biases, e);
     int rc = !config || json_write(dir, "config.json", config, e) || weights_plan(&w, m, o->shard_bytes, e) ||
              weights_write(&w, dir, log, e) || weights_verify(&w, dir, log, e) ? -1 : 0;
     json_decref(config);

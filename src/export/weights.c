@@ -79,7 +79,7 @@ static int add_layer(struct weights *w, const struct model *m, int64_t l, struct
         return -1;
     for (int r = 0; r < ROLE_COUNT; r++) {
         const struct linear *lin = &layer->lin[r];
-        bool bias = r <= ROLE_V ? hp->qkv_bias : r == ROLE_O ? hp->o_bias : w->mlp_bias;
+        bool bias = r <= ROLE_V ? w->biases.qkv : r == ROLE_O ? w->biases.o : w->biases.mlp;
         char *prefix = arena_printf(a, "%s.%s", base, role_hf_name[r]);
         if (!prefix)
             return err_nomem(e, "list of tensors", 256);

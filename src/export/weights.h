@@ -18,6 +18,11 @@ struct item {
     int shard;
 };
 
+/* Which biases the folder has, for every block; zeros where the model has none. */
+struct export_biases {
+    bool qkv, o, mlp;
+};
+
 struct weights {
     struct arena arena;
     struct item *items;
@@ -25,12 +30,12 @@ struct weights {
     enum st_dtype dtype; /* of what is not integers: ST_F32 or ST_F16 (values must fit exactly) */
     bool integers;       /* DT_QMAT as GPTQ tensors, else dequantized */
     bool v1;
-    bool mlp_bias;       /* gate, up, down have biases */
+    struct export_biases biases;
     int n_shards;
     uint64_t bytes;
 };
 
-/* Fills in the tensors of the model; dtype, integers, v1, mlp_bias are set by the caller. */
+/* Fills in the tensors of the model; dtype, integers, v1, biases are set by the caller. */
 int weights_plan(struct weights *w, const struct model *m, uint64_t shard_bytes, struct err *e);
 void weights_release(struct weights *w);
 /* model.safetensors or shards and their index. */
@@ -43,11 +48,9 @@ int gptq_pack(const struct item *it, bool v1, void *out, struct err *e);
 
 /* "<dir>/<name>" with the object, indented. */
 int json_write(const char *dir, const char *name, const json_t *o, struct err *e);
-/* A copy of the model's config.json for weights of dtype ("float32"), biases and tying as they are written. */
-json_t *export_config(const struct model *m, const char *dtype, bool mlp_bias, struct err *e);
-/* Shared part of carries. *mlp_bias: biases of gate, up, down are to be written. */
-int export_biases(const struct model *m, const struct export_options *o, const struct export_plan *p,
-                  bool *mlp_bias, struct err *e);
-bool export_adds_bias(const struct model *m); /* gate or up have a bias that the source's family config had not */
+/* config.json for weights of dtype ("float32"): the model's own, with biases, tying and family as they are written, and
+ * without a quantization_config. ERR_UNSUPPORTED where the family has no place for a bias. plan may be NULL. */
+json_t *export_config(const struct model *m, const char *dtype, const struct export_options *o,
+                      const struct export_plan *plan, struct export_biases *b, struct err *e);
 
 #endif
