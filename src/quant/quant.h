@@ -54,6 +54,7 @@ struct quant_options {
     int group;        /* inputs per group; <= 0: one group a row */
     bool sym;
     bool dsq, dac;    /* d2quant only */
+    bool dac_accept;  /* keep a block's DAC only where held-out calibration gains */
     double alpha, beta; /* propagated error; 0, 0: off */
     double prop_damp; /* of H in the propagated error, as a share of its mean diagonal */
     enum quant_order order;
@@ -90,7 +91,7 @@ struct quant_block {  /* what the corrections did, one per block */
     double dac_shift; /* rms of mu relative to rms of the norm's output */
     double dsq_min, dsq_max; /* range of s^c */
     double dsq_gain;  /* error with s^c / error of GPTQ alone */
-    double out_err;   /* ||h_q - h||^2 / ||h||^2 of the block's output, held-out windows, sinks left out */
+    double out_err;   /* |h_q - h|^2 / |h|^2 of the block's output, sinks left out; 0 where the method needs no float path */
 };
 
 struct quant_result {

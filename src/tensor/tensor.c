@@ -3,12 +3,8 @@
 #include <string.h>
 
 #include "base/par.h"
+#include "tensor/block.h"
 #include "tensor/half.h"
-
-#define DTYPE(id, name, ggml_id, ftype, len, bytes) \
-    void dtype_##name##_to_f32(const void *row, float *dst, int64_t n);
-#include "tensor/dtypes.def"
-#undef DTYPE
 
 const struct dtype_info dtype_table[DT_COUNT] = {
 #define DTYPE(id, nm, ggml, ft, len, bytes) \

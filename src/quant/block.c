@@ -1,0 +1,214 @@
+/* block: solving the matrices of one block that share their input, and what is recorded of them. */
+#include "quant/block.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "tensor/half.h"
+
+static void describe(struct quant_tensor *t, const struct quant_options *o, const struct qmat *q)
+{
+    if (q)
+        snprintf(t->type, sizeof t->type, "int%d g%d %s", q->bits, q->group, q->sym ? "sym" : "asym");
+    else
+        snprintf(t->type, sizeof t->type, "%s", dtype_table[o->kept].name);
+}
+
+static struct quant_tensor *record(struct block *b, enum role role)
+{
+    struct quant_result *res = b->run->res;
+    struct quant_tensor *t = &res->tensors[res->n_tensors++];
+    const struct tensor *w = &b->ff.lin[role].w;
+    memset(t, 0, sizeof *t);
+    t->name = arena_printf(&res->arena, "model.layers.%lld.%s.weight", (long long)b->index, role_hf_name[role]);
+    if (!t->name)
+        t->name = role_hf_name[role];
+    t->n_out = w->dim[0];
+    t->n_in = w->dim[1];
+    return t;
+}
+
+/* The model's matrix becomes q; a vector of the model's own arena, so that it lives as long. */
+static int install(struct block *b, enum role role, const struct qmat *q, struct err *e)
+{
+    struct model *m = b->run->m;
+    struct qmat *own = arena_alloc(&m->arena, 1, sizeof *own);
+    struct tensor *w = &b->fq->lin[role].w;
+    if (!own)
+        return err_nomem(e, "quantized matrix", sizeof *own);
+    *own = *q;
+    w->type = DT_QMAT;
+    w->q = own;
+    w->data = NULL;
+    w->size = 0;
+    w->perm_dim = 0;
+    return 0;
+}
+
+/* down_proj with DSQ: up_proj absorbs s^c, and so does the stored activation that down will see. */
+static int absorb(struct block *b, const float *s_c, struct err *e)
+{
+    struct run *r = b->run;
+    struct linear *up = &b->fq->lin[ROLE_UP];
+    int64_t n_ff = r->m->hp.n_ff;
+    float *bias = NULL;
+    if (up->b) {
+        bias = arena_alloc(&r->m->arena, (size_t)n_ff, sizeof *bias);
+        if (!bias)
+            return err_nomem(e, "up_proj's bias", (size_t)n_ff * sizeof *bias);
+        memcpy(bias, up->b, (size_t)n_ff * sizeof *bias);
+        up->b = bias;
+    }
+    if (dsq_absorb((struct qmat *)(uintptr_t)up->w.q, bias, s_c, up->w.name, e))
+        return -1;
+    b->out->dsq_min = b->out->dsq_max = s_c[0];
+    for (int64_t j = 0; j < n_ff; j++) {
+        if (s_c[j] < b->out->dsq_min)
+            b->out->dsq_min = s_c[j];
+        if (s_c[j] > b->out->dsq_max)
+            b->out->dsq_max = s_c[j];
+    }
+    for (int64_t t = 0; t < r->n_tok; t++)
+        for (int64_t j = 0; j < n_ff; j++)
+            r->mid[t * n_ff + j] *= s_c[j];
+    return 0;
+}
+
+/* Quantizes one matrix: target (n_out, n_in), factor f (NULL: rtn). *q is filled in the model's arena. */
+static int solve_one(struct block *b, enum role role, const float *target, const struct stats *st,
+                     const struct factor *f, struct quant_tensor *t, struct err *e)
+{
+    struct run *r = b->run;
+    const struct quant_options *o = r->o;
+    const float *w = b->ff.lin[role].w.data, *h = st ? st->h : NULL;
+    int64_t n_out = t->n_out, n_in = t->n_in;
+    struct solve_in in = { .name = t->name, .w = target, .n_out = n_out, .n_in = n_in, .h = h, .f = f };
+    bool dsq = o->dsq && role == ROLE_DOWN && f && b->fq->lin[ROLE_UP].w.type == DT_QMAT;
+    float *s_c = NULL;
+    double norm, norm_target;
+    struct qmat q;
+    if (qmat_init(&q, &r->m->arena, n_out, n_in, o->bits, o->group > 0 ? o->group : (int)n_in, o->sym, e))
+        return -1;
+    if (dsq && !(s_c = arena_alloc(&b->arena, (size_t)n_in, sizeof *s_c)))
+        return err_nomem(e, "dual scales", (size_t)n_in * sizeof *s_c);
+    if (dsq ? dsq_solve(&in, o, &q, s_c, &b->out->dsq_gain, e) : solve(&in, o, &q, e))
+        return -1;
+    if (solve_error(w, NULL, NULL, h, n_out, n_in, &norm, e) ||
+        solve_error(target, NULL, NULL, h, n_out, n_in, &norm_target, e) ||
+        solve_error(w, &q, s_c, h, n_out, n_in, &t->err, e) ||
+        solve_error(target, &q, s_c, h, n_out, n_in, &t->err_target, e))
+        return -1;
+    t->err = norm > 0 ? t->err / norm : 0;
+    t->err_target = norm_target > 0 ? t->err_target / norm_target : 0;
+    t->bpw = qmat_bpw(&q);
+    t->damp = f ? f->damp : 0;
+    describe(t, o, &q);
+    if (install(b, role, &q, e))
+        return -1;
+    return s_c ? absorb(b, s_c, e) : 0;
+}
+
+/* Dead inputs see nothing: their weights are free, and 0 keeps them out of the scales. */
+static void clear_dead(const struct stats *st, float *w, int64_t n_out)
+{
+    for (int64_t j = 0; j < st->d; j++)
+        if (st->h[j * st->d + j] <= 0)
+            for (int64_t i = 0; i < n_out; i++)
+                w[i * st->d + j] = 0;
+}
+
+static bool propagates(const struct run *r)
+{
+    return r->o->alpha > 0 || r->o->beta > 0;
+}
+
+/* 0 done, 1 this matrix failed numerically (*e says how), -1 anything else. */
+static int solve_role(struct block *b, enum role role, const struct stats *st, const struct factor *f,
+                      const double *chol, struct quant_tensor *t, struct err *e)
+{
+    struct run *r = b->run;
+    const float *w = b->ff.lin[role].w.data;
+    size_t n = (size_t)(t->n_out * t->n_in);
+    float *target = mem_alloc(n, sizeof *target);
+    if (!target)
+        return err_nomem(e, t->name, n * sizeof *target);
+    int rc = 0;
+    bool residual = role == ROLE_O || role == ROLE_DOWN;
+    if (chol)
+        rc = propagate_target(st, chol, r->o->alpha, residual ? r->o->beta : 0, w, t->n_out, target, e);
+    else
+        memcpy(target, w, n * sizeof *target);
+    if (!rc && st)
+        clear_dead(st, target, t->n_out);
+    if (!rc)
+        rc = solve_one(b, role, target, st, f, t, e);
+    mem_free(target);
+    return rc && e->code == ERR_NUMERIC ? 1 : rc;
+}
+
+/* The user's rule for a matrix that cannot be done well: e holds why. */
+static int fall_back(struct block *b, enum role role, const struct stats *st, struct quant_tensor *t, struct err *e)
+{
+    struct run *r = b->run;
+    if (r->o->on_failure == FAILURE_STOP)
+        return -1;
+    if (r->o->on_failure == FAILURE_RTN) {
+        log_warn(r->log, "%s: rounded to nearest instead: %s", t->name, e->msg);
+        return solve_role(b, role, st, NULL, NULL, t, e) ? -1 : 0;
+    }
+    log_warn(r->log, "%s: kept in %s: %s", t->name, dtype_table[r->o->kept].name, e->msg);
+    size_t n = (size_t)(t->n_out * t->n_in);
+    float *w = arena_alloc(&r->m->arena, n, sizeof *w);
+    if (!w)
+        return err_nomem(e, t->name, n * sizeof *w);
+    memcpy(w, b->ff.lin[role].w.data, n * sizeof *w);
+    for (size_t i = 0; r->o->kept == DT_F16 && i < n; i++)
+        w[i] = half_round(w[i]);
+    const char *name = b->fq->lin[role].w.name;
+    b->fq->lin[role].w = tensor_f32(name, w, t->n_out, t->n_in);
+    t->bpw = r->o->kept == DT_F16 ? 16 : 32;
+    t->err = t->err_target = 0;
+    describe(t, r->o, NULL);
+    return 0;
+}
+
+int block_solve(struct block *b, enum role first, int n, const struct stats *st, struct err *e)
+{
+    struct run *r = b->run;
+    const struct quant_options *o = r->o;
+    struct factor f = { 0 };
+    double *chol = NULL, t0 = log_now();
+    struct err why = { 0 };
+    int failed = 0, rc = 0;
+    if (st && o->method != METHOD_rtn) {
+        const char *name = b->fq->lin[first].w.name;
+        failed = factor_init(&f, st->h, st->d, o->damp, o->order, name, r->log, &why);
+        if (!failed && propagates(r))
+            failed = hessian_cholesky(st->h, st->d, o->prop_damp, &chol, &why);
+        if (failed && why.code != ERR_NUMERIC)
+            rc = err_set(e, why.code, "%s", why.msg);
+    }
+    for (int i = 0; !rc && i < n; i++) {
+        enum role role = (enum role)(first + i);
+        struct quant_tensor *t = record(b, role);
+        double t1 = log_now();
+        int bad = failed;
+        if (!bad) {
+            bad = solve_role(b, role, st, o->method == METHOD_rtn ? NULL : &f, chol, t, &why);
+            if (bad < 0)
+                rc = err_set(e, why.code, "%s: %s", t->name, why.msg);
+        }
+        if (!rc && bad) {
+            rc = fall_back(b, role, st, t, &why);
+            if (rc)
+                err_set(e, why.code, "%s: %s", t->name, why.msg);
+        }
+        t->seconds = log_now() - t1;
+        if (!rc && r->on_tensor)
+            r->on_tensor(r->ud, t);
+    }
+    factor_release(&f);
+    mem_free(chol);
+    r->res->seconds_solve += log_now() - t0;
+    return rc;
+}

@@ -1,0 +1,45 @@
+/* block: one block of the model on its way through the pipeline. Internal to quant. */
+#ifndef D2Q_QUANT_BLOCK_H
+#define D2Q_QUANT_BLOCK_H
+
+#include "quant/correct.h"
+
+/* The whole run. Hidden states are those at the input of the current block. */
+struct run {
+    struct model *m;
+    const struct quant_options *o;
+    const struct calib *calib;
+    const struct log *log;
+    quant_tensor_fn on_tensor;
+    void *ud;
+    struct quant_result *res;
+    bool use_float;      /* the float path is needed: propagated error, DAC */
+    int64_t n_tok, longest, wide; /* calibration tokens, longest sequence, max(n_head*head_dim, n_ff) */
+    float *hq, *hf;      /* (n_tok, n_embd) */
+    float *mid;          /* (n_tok, wide): quantized path's input of o, later of down */
+    struct fwd fq, ff;   /* one sequence */
+    struct arena arena;
+};
+
+/* The current block. */
+struct block {
+    struct run *run;
+    int64_t index;
+    struct layer ff;     /* float32 weights */
+    struct layer *fq;    /* the model's own layer: quantized so far */
+    struct arena arena;  /* float32 copies */
+    struct quant_block *out;
+};
+
+/* Quantizes lin[first .. first+n) of the block, which see the same input described by st. */
+int block_solve(struct block *b, enum role first, int n, const struct stats *st, struct err *e);
+/* DAC: mu (n_embd) from the sums of st, its share fitted on the held-out sequences; shifts st. Returns 1 when mu is
+ * to be used, 0 when refused. */
+int block_dac(struct block *b, const double *mean_diff, float *mu, struct err *e);
+/* bias of gate and up: b = W_q mu (+ the family's own). */
+int block_dac_bias(struct block *b, const float *mu, struct err *e);
+
+/* First held-out sequence: the last eighth, at least one; n itself when there is only one. */
+int64_t held_out(const struct calib *c);
+
+#endif

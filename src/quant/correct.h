@@ -1,0 +1,23 @@
+/* correct: what D2Quant adds to GPTQ. design.md 5.
+ *   propagated error  aims a matrix at the float path's outputs
+ *   DSQ               a second scale for each input channel of down_proj, absorbed by up_proj
+ *   DAC               the mean deviation after the post-attention norm, paid back as biases of gate and up */
+#ifndef D2Q_QUANT_CORRECT_H
+#define D2Q_QUANT_CORRECT_H
+
+#include "quant/solve.h"
+#include "quant/stats.h"
+
+/* out (n_out, d) = w + alpha w D H^-1 + beta R H^-1, H damped by prop_damp; R only if s has it. */
+int propagate_target(const struct stats *s, const double *chol, double alpha, double beta, const float *w,
+                     int64_t n_out, float *out, struct err *e);
+
+/* Solves in->w with in->f by the alternation of design.md 5: fills q and s_c (n_in). The iterate of least
+ * tr(E H E^T) is kept, so the error is never above GPTQ's alone: *gain = kept error / error at s^c = 1. */
+int dsq_solve(struct solve_in *in, const struct quant_options *o, struct qmat *q, float *s_c, double *gain,
+              struct err *e);
+/* s_up[j, :] *= s_c[j], rounded to fp16; fails naming the row when that leaves fp16's range. Codes stay.
+ * bias (n_out) or NULL follows. */
+int dsq_absorb(struct qmat *up, float *bias, const float *s_c, const char *name, struct err *e);
+
+#endif

@@ -1,0 +1,385 @@
+/* pipeline: quantize_model, block by block. Invariants:
+ *   - at the start of block l, hq and hf are the hidden states of all calibration tokens at its input, through the
+ *     quantized and the float blocks before it;
+ *   - every stage of a block is computed once per path; the quantized path's input of o and of down waits in `mid`
+ *     until that matrix is quantized, the float path never waits;
+ *   - the float path is skipped where the method needs none. */
+#include <string.h>
+
+#include "backend/backend.h"
+#include "quant/block.h"
+#include "tensor/half.h"
+
+/* ---- what is not quantized: rounded once, before anything is computed ---- */
+
+static int round_vector(struct model *m, const float **v, int64_t n, struct err *e)
+{
+    if (!*v)
+        return 0;
+    float *p = arena_alloc(&m->arena, (size_t)n, sizeof *p);
+    if (!p)
+        return err_nomem(e, "rounded vector", (size_t)n * sizeof *p);
+    for (int64_t i = 0; i < n; i++)
+        p[i] = half_round((*v)[i]);
+    *v = p;
+    return 0;
+}
+
+static int round_matrix(struct model *m, struct tensor *t, struct err *e)
+{
+    if (t->type == DT_F16)
+        return 0;
+    int64_t rows = tensor_rows(t), cols = tensor_cols(t);
+    uint16_t *p = arena_alloc(&m->arena, (size_t)(rows * cols), sizeof *p);
+    float *row = mem_alloc((size_t)cols, sizeof *row);
+    if (!p || !row) {
+        mem_free(row);
+        return err_nomem(e, t->name, (size_t)(rows * cols) * sizeof *p);
+    }
+    for (int64_t i = 0; i < rows; i++) {
+        tensor_rows_f32(t, i, 1, row);
+        for (int64_t j = 0; j < cols; j++)
+            p[i * cols + j] = half_from_f32(row[j]);
+    }
+    mem_free(row);
+    t->type = DT_F16;
+    t->data = p;
+    t->size = (size_t)(rows * cols) * sizeof *p;
+    t->perm_dim = 0;
+    return 0;
+}
+
+static int round_kept(struct model *m, struct err *e)
+{
+    const struct hparams *hp = &m->hp;
+    bool shared = m->lm_head.data == m->tok_embd.data;
+    if (round_matrix(m, &m->tok_embd, e) || round_vector(m, &m->out_norm, hp->n_embd, e))
+        return -1;
+    if (shared)
+        m->lm_head = m->tok_embd;
+    else if (round_matrix(m, &m->lm_head, e))
+        return -1;
+    for (int64_t i = 0; i < hp->n_layer; i++) {
+        struct layer *l = &m->layers[i];
+        if (round_vector(m, &l->attn_norm, hp->n_embd, e) || round_vector(m, &l->ffn_norm, hp->n_embd, e) ||
+            round_vector(m, &l->q_norm, hp->head_dim, e) || round_vector(m, &l->k_norm, hp->head_dim, e))
+            return -1;
+        for (int r = 0; r < ROLE_COUNT; r++)
+            if (round_vector(m, &l->lin[r].b, tensor_rows(&l->lin[r].w), e))
+                return -1;
+    }
+    return 0;
+}
+
+/* ---- one block ------------------------------------------------------------- */
+
+static int block_open(struct block *b, struct run *r, int64_t index, struct err *e)
+{
+    memset(b, 0, sizeof *b);
+    arena_init(&b->arena);
+    b->run = r;
+    b->index = index;
+    b->fq = &r->m->layers[index];
+    b->ff = *b->fq;
+    b->out = &r->res->blocks[index];
+    for (int i = 0; i < ROLE_COUNT; i++) {
+        struct tensor *w = &b->ff.lin[i].w;
+        int64_t rows = tensor_rows(w), cols = tensor_cols(w);
+        if (w->type == DT_QMAT)
+            return err_set(e, ERR_USAGE, "%s: already quantized; start from a float model", w->name);
+        if (w->type != DT_F32 || w->perm_dim) {
+            float *p = arena_alloc(&b->arena, (size_t)(rows * cols), sizeof *p);
+            if (!p)
+                return err_nomem(e, w->name, (size_t)(rows * cols) * sizeof *p);
+            tensor_to_f32(w, p);
+            *w = tensor_f32(w->name, p, rows, cols);
+        }
+        int64_t bad = op_find_bad(w->data, rows * cols);
+        if (bad >= 0)
+            return err_set(e, ERR_NUMERIC, "tensor %s: NaN or Inf at row %lld, column %lld", w->name,
+                           (long long)(bad / cols), (long long)(bad % cols));
+    }
+    return 0;
+}
+
+static int tick(struct block *b, const char *stage, int tensors_done, int64_t seq, struct err *e)
+{
+    struct run *r = b->run;
+    char step[64];
+    snprintf(step, sizeof step, "block %lld/%lld %s", (long long)b->index + 1, (long long)r->m->hp.n_layer, stage);
+    double part = r->calib ? (double)seq / (double)r->calib->n : 0;
+    return log_progress(r->log, step, (double)(b->index * 4 + tensors_done) + part,
+                        (double)(r->m->hp.n_layer * 4), e);
+}
+
+struct seq {
+    int64_t t0, n;
+    float *hq, *hf; /* this sequence's rows */
+};
+
+static struct seq seq_at(const struct run *r, int64_t i)
+{
+    int64_t t0 = r->calib->start[i], d = r->m->hp.n_embd;
+    return (struct seq){ t0, r->calib->start[i + 1] - t0, r->hq + t0 * d, r->hf ? r->hf + t0 * d : NULL };
+}
+
+static int stage_qkv(struct block *b, struct err *e)
+{
+    struct run *r = b->run;
+    struct stats st;
+    double t0 = log_now();
+    if (stats_init(&st, r->m->hp.n_embd, 0, r->use_float, r->o->sinks, e))
+        return -1;
+    int rc = 0;
+    for (int64_t i = 0; !rc && i < r->calib->n; i++) {
+        struct seq s = seq_at(r, i);
+        fwd_attn_in(r->m, &b->ff, s.hq, s.n, r->fq.x);
+        if (s.hf)
+            fwd_attn_in(r->m, &b->ff, s.hf, s.n, r->ff.x);
+        rc = stats_add(&st, r->fq.x, s.hf ? r->ff.x : NULL, NULL, NULL, s.n, e) || tick(b, "q,k,v", 0, i, e);
+    }
+    r->res->seconds_stats += log_now() - t0;
+    rc = rc || stats_finish(&st, b->fq->lin[ROLE_Q].w.name, e) || block_solve(b, ROLE_Q, 3, &st, e);
+    stats_release(&st);
+    return rc ? -1 : 0;
+}
+
+static int stage_o(struct block *b, struct err *e)
+{
+    struct run *r = b->run;
+    const struct hparams *hp = &r->m->hp;
+    int64_t d = hp->n_head * hp->head_dim;
+    struct stats st;
+    if (stats_init(&st, d, hp->n_embd, r->use_float, r->o->sinks, e))
+        return -1;
+    int rc = 0;
+    for (int64_t i = 0; !rc && i < r->calib->n; i++) {
+        struct seq s = seq_at(r, i);
+        float *a = r->mid + s.t0 * d;
+        double t0 = log_now();
+        fwd_attn_in(r->m, b->fq, s.hq, s.n, r->fq.x);
+        rc = fwd_attn(r->m, b->fq, &r->fq, r->fq.x, s.n, a, e);
+        if (!rc && s.hf) {
+            fwd_attn_in(r->m, &b->ff, s.hf, s.n, r->ff.x);
+            rc = fwd_attn(r->m, &b->ff, &r->ff, r->ff.x, s.n, r->ff.a, e);
+        }
+        double t1 = log_now();
+        rc = rc || stats_add(&st, a, s.hf ? r->ff.a : NULL, s.hq, s.hf, s.n, e);
+        double t2 = log_now();
+        if (!rc && s.hf)
+            rc = fwd_attn_out(&b->ff, r->ff.a, s.n, s.hf, e);
+        rc = rc || tick(b, "o", 1, i, e);
+        r->res->seconds_stats += t2 - t1;
+        r->res->seconds_forward += log_now() - t2 + t1 - t0;
+    }
+    rc = rc || stats_finish(&st, b->fq->lin[ROLE_O].w.name, e) || block_solve(b, ROLE_O, 1, &st, e);
+    stats_release(&st);
+    double t0 = log_now();
+    for (int64_t i = 0; !rc && i < r->calib->n; i++) {
+        struct seq s = seq_at(r, i);
+        rc = fwd_attn_out(b->fq, r->mid + s.t0 * d, s.n, s.hq, e);
+    }
+    r->res->seconds_forward += log_now() - t0;
+    return rc ? -1 : 0;
+}
+
+/* Mean over the sequences before `last` of x_float - x_quantized, sinks left out. */
+static void mean_deviation(const struct stats *st, double *mean)
+{
+    for (int64_t j = 0; j < st->d; j++)
+        mean[j] = st->weight > 0 ? st->sum_diff[j] / st->weight : 0;
+}
+
+static int stage_gate_up(struct block *b, struct err *e)
+{
+    struct run *r = b->run;
+    int64_t d = r->m->hp.n_embd, last = held_out(r->calib);
+    struct stats st;
+    double t0 = log_now();
+    double *mean = arena_zalloc(&b->arena, (size_t)d, sizeof *mean);
+    float *mu = arena_alloc(&b->arena, (size_t)d, sizeof *mu);
+    if (!mean || !mu)
+        return err_nomem(e, "DAC", (size_t)d * sizeof *mean);
+    if (stats_init(&st, d, 0, r->use_float, r->o->sinks, e))
+        return -1;
+    int rc = 0, use_mu = 0;
+    for (int64_t i = 0; !rc && i < r->calib->n; i++) {
+        struct seq s = seq_at(r, i);
+        if (i == last)
+            mean_deviation(&st, mean);
+        fwd_ffn_in(r->m, b->fq, s.hq, s.n, r->fq.x);
+        if (s.hf)
+            fwd_ffn_in(r->m, &b->ff, s.hf, s.n, r->ff.x);
+        rc = stats_add(&st, r->fq.x, s.hf ? r->ff.x : NULL, NULL, NULL, s.n, e) || tick(b, "gate,up", 2, i, e);
+    }
+    if (last == r->calib->n)
+        mean_deviation(&st, mean);
+    r->res->seconds_stats += log_now() - t0;
+    if (!rc && r->o->dac) {
+        t0 = log_now();
+        use_mu = block_dac(b, mean, mu, e);
+        rc = use_mu < 0;
+        if (use_mu > 0)
+            stats_shift(&st, mu);
+        r->res->seconds_forward += log_now() - t0;
+    }
+    rc = rc || stats_finish(&st, b->fq->lin[ROLE_GATE].w.name, e) || block_solve(b, ROLE_GATE, 2, &st, e);
+    if (!rc && use_mu > 0)
+        rc = block_dac_bias(b, mu, e);
+    stats_release(&st);
+    return rc ? -1 : 0;
+}
+
+/* |hq - hf|^2 and |hf|^2 of one sequence, sinks left out; f, norms: scratch (n). */
+static void block_error(const struct seq *s, int64_t d, float *f, float *norms, double *num, double *den)
+{
+    sink_weights(SINKS_SKIP, s->hf, s->n, d, f, norms);
+    for (int64_t t = 0; t < s->n; t++)
+        for (int64_t j = 0; f[t] > 0 && j < d; j++) {
+            double x = s->hf[t * d + j], y = s->hq[t * d + j] - x;
+            *num += y * y;
+            *den += x * x;
+        }
+}
+
+static int stage_down(struct block *b, struct err *e)
+{
+    struct run *r = b->run;
+    const struct hparams *hp = &r->m->hp;
+    int64_t d = hp->n_ff;
+    struct stats st;
+    if (stats_init(&st, d, hp->n_embd, r->use_float, r->o->sinks, e))
+        return -1;
+    int rc = 0;
+    for (int64_t i = 0; !rc && i < r->calib->n; i++) {
+        struct seq s = seq_at(r, i);
+        float *g = r->mid + s.t0 * d;
+        double t0 = log_now();
+        fwd_ffn_in(r->m, b->fq, s.hq, s.n, r->fq.x);
+        rc = fwd_act(b->fq, &r->fq, r->fq.x, s.n, g, e);
+        if (!rc && s.hf) {
+            fwd_ffn_in(r->m, &b->ff, s.hf, s.n, r->ff.x);
+            rc = fwd_act(&b->ff, &r->ff, r->ff.x, s.n, r->ff.g, e);
+        }
+        double t1 = log_now();
+        rc = rc || stats_add(&st, g, s.hf ? r->ff.g : NULL, s.hq, s.hf, s.n, e);
+        double t2 = log_now();
+        if (!rc && s.hf)
+            rc = fwd_ffn_out(&b->ff, r->ff.g, s.n, s.hf, e);
+        rc = rc || tick(b, "down", 3, i, e);
+        r->res->seconds_stats += t2 - t1;
+        r->res->seconds_forward += log_now() - t2 + t1 - t0;
+    }
+    rc = rc || stats_finish(&st, b->fq->lin[ROLE_DOWN].w.name, e) || block_solve(b, ROLE_DOWN, 1, &st, e);
+    stats_release(&st);
+    double t0 = log_now(), num = 0, den = 0;
+    for (int64_t i = 0; !rc && i < r->calib->n; i++) {
+        struct seq s = seq_at(r, i);
+        rc = fwd_ffn_out(b->fq, r->mid + s.t0 * d, s.n, s.hq, e);
+        if (!rc && op_find_bad(s.hq, s.n * hp->n_embd) >= 0)
+            rc = err_set(e, ERR_NUMERIC, "block %lld: NaN or Inf in its output on calibration sequence %lld",
+                         (long long)b->index, (long long)i);
+        if (!rc && s.hf)
+            block_error(&s, hp->n_embd, r->fq.x, r->fq.x + s.n, &num, &den);
+    }
+    b->out->out_err = den > 0 ? num / den : 0;
+    r->res->seconds_forward += log_now() - t0;
+    return rc ? -1 : 0;
+}
+
+static int round_biases(struct block *b, struct err *e)
+{
+    for (int role = ROLE_GATE; role <= ROLE_UP; role++) {
+        struct linear *l = &b->fq->lin[role];
+        if (b->run->o->kept == DT_F16 && round_vector(b->run->m, &l->b, tensor_rows(&l->w), e))
+            return -1;
+    }
+    return 0;
+}
+
+static int block_run(struct run *r, int64_t index, struct err *e)
+{
+    struct block b;
+    int rc = block_open(&b, r, index, e);
+    if (!rc && !r->calib)
+        rc = tick(&b, "rtn", 0, 0, e) || block_solve(&b, ROLE_Q, ROLE_COUNT, NULL, e);
+    else if (!rc)
+        rc = stage_qkv(&b, e) || stage_o(&b, e) || stage_gate_up(&b, e) || stage_down(&b, e) ||
+             round_biases(&b, e);
+    arena_release(&b.arena);
+    return rc ? -1 : 0;
+}
+
+/* ---- the run --------------------------------------------------------------- */
+
+static int run_states(struct run *r, struct err *e)
+{
+    const struct hparams *hp = &r->m->hp;
+    const struct calib *c = r->calib;
+    r->n_tok = c->start[c->n];
+    for (int64_t i = 0; i < c->n; i++)
+        if (c->start[i + 1] - c->start[i] > r->longest)
+            r->longest = c->start[i + 1] - c->start[i];
+    r->wide = hp->n_head * hp->head_dim > hp->n_ff ? hp->n_head * hp->head_dim : hp->n_ff;
+    size_t n = (size_t)(r->n_tok * hp->n_embd);
+    r->hq = arena_alloc(&r->arena, n, sizeof *r->hq);
+    r->hf = r->use_float ? arena_alloc(&r->arena, n, sizeof *r->hf) : NULL;
+    r->mid = arena_alloc(&r->arena, (size_t)(r->n_tok * r->wide), sizeof *r->mid);
+    if (!r->hq || !r->mid || (r->use_float && !r->hf))
+        return err_nomem(e, "hidden states", (size_t)(r->n_tok * (2 * hp->n_embd + r->wide)) * sizeof(float));
+    if (fwd_init(&r->fq, hp, r->longest, e) || (r->use_float && fwd_init(&r->ff, hp, r->longest, e)))
+        return -1;
+    op_embed(&r->m->tok_embd, c->ids, r->n_tok, r->hq);
+    if (r->hf)
+        memcpy(r->hf, r->hq, n * sizeof *r->hq);
+    return 0;
+}
+
+int quantize_model(struct model *m, const struct quant_options *o, const struct calib *calib,
+                   const struct log *log, quant_tensor_fn on_tensor, void *ud,
+                   struct quant_result *res, struct err *e)
+{
+    const struct hparams *hp = &m->hp;
+    struct run r = { .m = m, .o = o, .log = log, .on_tensor = on_tensor, .ud = ud, .res = res };
+    double t0 = log_now();
+    memset(res, 0, sizeof *res);
+    arena_init(&res->arena);
+    arena_init(&r.arena);
+    if (quant_options_check(o, e))
+        return -1;
+    if (method_table[o->method].needs_calib) {
+        if (!calib || calib->n < 1)
+            return err_set(e, ERR_USAGE, "method %s needs calibration text", method_table[o->method].name);
+        r.calib = calib;
+        r.use_float = o->alpha > 0 || o->beta > 0 || o->dac;
+        res->calib_tokens = calib_tokens(calib);
+    }
+    res->tensors = arena_zalloc(&res->arena, (size_t)(hp->n_layer * ROLE_COUNT), sizeof *res->tensors);
+    res->blocks = arena_zalloc(&res->arena, (size_t)hp->n_layer, sizeof *res->blocks);
+    int rc = res->tensors && res->blocks ? 0 : err_nomem(e, "results", 0);
+    if (!rc && o->kept == DT_F16)
+        rc = round_kept(m, e);
+    if (!rc && r.calib)
+        rc = run_states(&r, e);
+    for (int64_t i = 0; !rc && i < hp->n_layer; i++)
+        rc = block_run(&r, i, e);
+    double bits = 0, n = 0;
+    for (int64_t i = 0; i < res->n_tensors; i++) {
+        double k = (double)res->tensors[i].n_out * (double)res->tensors[i].n_in;
+        bits += k * res->tensors[i].bpw;
+        n += k;
+    }
+    res->bpw = n > 0 ? bits / n : 0;
+    res->seconds = log_now() - t0;
+    fwd_release(&r.fq);
+    if (r.use_float)
+        fwd_release(&r.ff);
+    arena_release(&r.arena);
+    return rc;
+}
+
+void quant_result_release(struct quant_result *r)
+{
+    arena_release(&r->arena);
+    memset(r, 0, sizeof *r);
+}

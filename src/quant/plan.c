@@ -1,0 +1,69 @@
+/* plan: what a run will take, from shapes alone. The terms are those of pipeline.c; a change there belongs here too. */
+#include <string.h>
+
+#include "quant/block.h"
+
+static uint64_t matrix_bytes(const struct quant_options *o, int64_t n_out, int64_t n_in)
+{
+    int64_t group = o->group > 0 ? o->group : n_in, groups = (n_in + group - 1) / group;
+    /* codes, fp16 scales, integer zeros at code width: as the GPTQ format stores them */
+    return (uint64_t)(n_out * ((n_in * o->bits + 31) / 32 * 4)) +
+           (uint64_t)(n_out * groups * (16 + o->bits) / 8);
+}
+
+static uint64_t kept_bytes(const struct model *m, const struct quant_options *o)
+{
+    const struct hparams *hp = &m->hp;
+    uint64_t width = o->kept == DT_F16 ? 2 : 4;
+    uint64_t n = (uint64_t)(hp->n_vocab * hp->n_embd) * (hp->tied ? 1 : 2) + (uint64_t)hp->n_embd;
+    for (int64_t i = 0; i < hp->n_layer; i++) {
+        n += 2 * (uint64_t)hp->n_embd + (hp->qk_norm ? 2 * (uint64_t)hp->head_dim : 0);
+        for (int r = 0; r < ROLE_COUNT; r++)
+            n += m->layers[i].lin[r].b ? (uint64_t)m->layers[i].lin[r].w.dim[0] : 0;
+    }
+    return n * width;
+}
+
+/* The largest of the four stages: statistics, the factor (double, then float), target and scratch of one matrix. */
+static uint64_t stage_bytes(const struct model *m, bool with_float)
+{
+    const struct hparams *hp = &m->hp;
+    int64_t widths[3][2] = { { hp->n_embd, hp->n_ff }, { hp->n_head * hp->head_dim, hp->n_embd },
+                             { hp->n_ff, hp->n_embd } }; /* input, widest output */
+    uint64_t worst = 0;
+    for (int i = 0; i < 3; i++) {
+        int64_t d = widths[i][0], n_out = widths[i][1];
+        uint64_t dd = (uint64_t)(d * d);
+        uint64_t bytes = stats_bytes(d, i ? hp->n_embd : 0, with_float) + dd * 4 + dd * (with_float ? 16 : 8) +
+                         (uint64_t)(n_out * d) * 8;
+        if (bytes > worst)
+            worst = bytes;
+    }
+    return worst;
+}
+
+void quant_plan(const struct model *m, const struct quant_options *o, int64_t calib_tokens,
+                int64_t longest_sequence, struct quant_plan *p)
+{
+    const struct hparams *hp = &m->hp;
+    bool with_float = o->alpha > 0 || o->beta > 0 || o->dac;
+    uint64_t weights = 0;
+    memset(p, 0, sizeof *p);
+    for (int64_t i = 0; i < hp->n_layer; i++)
+        for (int r = 0; r < ROLE_COUNT; r++) {
+            const struct tensor *w = &m->layers[i].lin[r].w;
+            double n = (double)w->dim[0] * (double)w->dim[1];
+            p->quantized_bytes += matrix_bytes(o, w->dim[0], w->dim[1]);
+            weights += (uint64_t)n;
+            p->flops += n * 2 * (double)calib_tokens * (with_float ? 2 : 1) + n * 6 * (double)w->dim[1];
+        }
+    p->bpw = (double)p->quantized_bytes * 8 / (double)weights;
+    p->kept_bytes = kept_bytes(m, o);
+    p->output_bytes = p->quantized_bytes + p->kept_bytes;
+    uint64_t wide = (uint64_t)(hp->n_head * hp->head_dim > hp->n_ff ? hp->n_head * hp->head_dim : hp->n_ff);
+    uint64_t block = weights / (uint64_t)(hp->n_layer ? hp->n_layer : 1) * 4;
+    p->peak_bytes = m->ck->data_bytes + p->quantized_bytes + p->kept_bytes + block;
+    if (method_table[o->method].needs_calib)
+        p->peak_bytes += (uint64_t)calib_tokens * ((uint64_t)hp->n_embd * (with_float ? 2 : 1) + wide) * 4 +
+                         fwd_bytes(hp, longest_sequence) * (with_float ? 2 : 1) + stage_bytes(m, with_float);
+}

@@ -1,0 +1,441 @@
+#include "quant/solve.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backend/linalg.h"
+#include "base/par.h"
+#include "quant/tile.h"
+#include "tensor/half.h"
+
+#define BLOCK 128 /* columns between two lazy updates of the rest */
+
+/* ---- the factor of H ----------------------------------------------------- */
+
+static double mean_diag(const float *h, int64_t d)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < d; i++)
+        sum += h[i * d + i];
+    return sum / (double)d;
+}
+
+struct order_key {
+    float diag;
+    int32_t i;
+};
+
+static int by_diag_descending(const void *a, const void *b)
+{
+    const struct order_key *x = a, *y = b;
+    if (x->diag != y->diag)
+        return x->diag < y->diag ? 1 : -1;
+    return x->i - y->i; /* one order whatever qsort does */
+}
+
+static int activation_order(const float *h, int64_t d, int32_t **perm, struct err *e)
+{
+    struct order_key *key = mem_alloc((size_t)d, sizeof *key);
+    *perm = mem_alloc((size_t)d, sizeof **perm);
+    if (!key || !*perm) {
+        mem_free(key);
+        return err_nomem(e, "activation order", (size_t)d * sizeof *key);
+    }
+    for (int64_t i = 0; i < d; i++)
+        key[i] = (struct order_key){ h[i * d + i], (int32_t)i };
+    qsort(key, (size_t)d, sizeof *key, by_diag_descending);
+    for (int64_t i = 0; i < d; i++)
+        (*perm)[i] = key[i].i;
+    mem_free(key);
+    return 0;
+}
+
+/* a (d, d), lower triangle: H + damping, rows and columns in order idx(i) = reversed processing order. */
+static void damped_reversed(const float *h, int64_t d, double add, const int32_t *perm, double *a)
+{
+    for (int64_t i = 0; i < d; i++) {
+        int64_t pi = perm ? perm[d - 1 - i] : d - 1 - i;
+        for (int64_t j = 0; j <= i; j++) {
+            int64_t pj = perm ? perm[d - 1 - j] : d - 1 - j;
+            a[i * d + j] = h[pi * d + pj];
+        }
+        a[i * d + i] = (h[pi * d + pi] > 0 ? h[pi * d + pi] : 1.0) + add;
+    }
+}
+
+int factor_init(struct factor *f, const float *h, int64_t d, double damp, enum quant_order order,
+                const char *name, const struct log *log, struct err *e)
+{
+    memset(f, 0, sizeof *f);
+    f->d = d;
+    double mean = mean_diag(h, d);
+    double *a = mem_alloc((size_t)(d * d), sizeof *a);
+    f->u = mem_zalloc((size_t)(d * d), sizeof *f->u);
+    if (!a || !f->u || (order == ORDER_ACT && activation_order(h, d, &f->perm, e))) {
+        mem_free(a);
+        factor_release(f);
+        return err_nomem(e, name, (size_t)(d * d) * 12);
+    }
+    struct err why;
+    for (f->damp = damp;; f->damp *= 10) {
+        damped_reversed(h, d, f->damp * mean, f->perm, a);
+        if (la_cholesky(d, a, &why) == 0)
+            break;
+        if (f->damp * 10 > 1) {
+            mem_free(a);
+            factor_release(f);
+            return err_set(e, ERR_NUMERIC, "%s: its Hessian is not positive definite even with damping 1: %s",
+                           name, why.msg);
+        }
+        log_warn(log, "%s: Cholesky failed with damping %g, trying %g", name, f->damp, f->damp * 10);
+    }
+    /* With J the reversal, J A J = L L^T gives A^-1 = U^T U for U = J L^-1 J, upper triangular. */
+    la_invert_lower(d, a);
+    for (int64_t i = 0; i < d; i++)
+        for (int64_t j = i; j < d; j++)
+            f->u[i * d + j] = (float)a[(d - 1 - i) * d + (d - 1 - j)];
+    mem_free(a);
+    return 0;
+}
+
+void factor_release(struct factor *f)
+{
+    mem_free(f->u);
+    mem_free(f->perm);
+    memset(f, 0, sizeof *f);
+}
+
+int hessian_cholesky(const float *h, int64_t d, double damp, double **l, struct err *e)
+{
+    double add = damp * mean_diag(h, d);
+    double *a = mem_alloc((size_t)(d * d), sizeof *a);
+    if (!a)
+        return err_nomem(e, "Hessian", (size_t)(d * d) * sizeof *a);
+    for (int64_t i = 0; i < d; i++) {
+        for (int64_t j = 0; j < i; j++)
+            a[i * d + j] = h[i * d + j];
+        a[i * d + i] = (h[i * d + i] > 0 ? h[i * d + i] : 1.0) + add;
+    }
+    if (la_cholesky(d, a, e)) {
+        mem_free(a);
+        return -1;
+    }
+    *l = a;
+    return 0;
+}
+
+/* ---- the solver ----------------------------------------------------------- */
+
+struct solve_job {
+    const struct solve_in *in;
+    struct grid grid;
+    const struct tile_kernels *k;
+    struct qmat *q;
+    const float *u;    /* factor with col_scale applied, or NULL */
+    const float *hs;   /* scaled, damped, permuted H for the sweeps, or NULL */
+    const float *hw;   /* (n_in) weights of the scale search in input order, or NULL */
+    const int32_t *perm;
+    int sweeps;
+    atomic_int failed; /* out of memory in some item */
+};
+
+struct tile_state {
+    float *t;       /* (n_in, R) what is left to quantize, in processing order */
+    uint8_t *codes; /* (n_in, R) */
+    float *s, *z;   /* (n_groups, R) */
+    float *err;     /* (BLOCK, R) */
+};
+
+/* Row r of the tile, input perm[j], in units of its column scale; rows past the end repeat the last one. */
+static void tile_load(const struct solve_job *job, int64_t row0, const int32_t *perm, float *t)
+{
+    const struct solve_in *in = job->in;
+    for (int r = 0; r < TILE_R; r++) {
+        int64_t row = row0 + r < in->n_out ? row0 + r : in->n_out - 1;
+        const float *w = in->w + row * in->n_in;
+        for (int64_t j = 0; j < in->n_in; j++) {
+            int64_t c = perm ? perm[j] : j;
+            t[j * TILE_R + r] = in->col_scale ? w[c] / in->col_scale[c] : w[c];
+        }
+    }
+}
+
+static int64_t group_of(const struct solve_job *job, int64_t j)
+{
+    return (job->perm ? job->perm[j] : j) / job->q->group;
+}
+
+static void fit_group(const struct solve_job *job, const float *t, int64_t g, struct tile_state *st)
+{
+    int64_t j0 = g * job->q->group, n = job->in->n_in - j0;
+    job->k->fit(&job->grid, t + j0 * TILE_R, job->hw ? job->hw + j0 : NULL,
+                n < job->q->group ? n : job->q->group, st->s + g * TILE_R, st->z + g * TILE_R);
+}
+
+/* End of the run of columns from j on that share a group and end at `end` at the latest. */
+static int64_t run_end(const struct solve_job *job, int64_t j, int64_t end)
+{
+    if (job->perm)
+        return j + 1;
+    int64_t next = (j / job->q->group + 1) * job->q->group;
+    return next < end ? next : end;
+}
+
+/* Blocks end where groups do, so that a group's parameters see every earlier column's error. */
+static int64_t block_end(const struct solve_job *job, int64_t j)
+{
+    int64_t d = job->in->n_in, g = job->q->group, end;
+    if (job->perm || g >= BLOCK)
+        end = j + BLOCK;
+    else
+        end = j + BLOCK / g * g;
+    if (!job->perm && g > BLOCK && end > (j / g + 1) * g)
+        end = (j / g + 1) * g;
+    return end < d ? end : d;
+}
+
+static void tile_feedback(const struct solve_job *job, struct tile_state *st)
+{
+    int64_t d = job->in->n_in;
+    for (int64_t j0 = 0; j0 < d;) {
+        int64_t jend = block_end(job, j0);
+        for (int64_t j = j0; j < jend;) {
+            int64_t end = run_end(job, j, jend), g = group_of(job, j);
+            if (!job->perm && j % job->q->group == 0)
+                fit_group(job, st->t, g, st);
+            job->k->feedback(&job->grid, st->t, job->u, d, j, end - j, jend, st->s + g * TILE_R,
+                             st->z + g * TILE_R, st->codes + j * TILE_R, st->err + (j - j0) * TILE_R);
+            j = end;
+        }
+        if (jend < d)
+            la_sgemm_tile(1, 0, d - jend, TILE_R, jend - j0, -1, job->u + j0 * d + jend, d, st->err,
+                          TILE_R, 1, st->t + jend * TILE_R, TILE_R);
+        j0 = jend;
+    }
+}
+
+static void tile_round(const struct solve_job *job, struct tile_state *st)
+{
+    int64_t d = job->in->n_in;
+    for (int64_t j = 0; j < d;) {
+        int64_t end = run_end(job, j, d), g = group_of(job, j);
+        if (!job->perm)
+            fit_group(job, st->t, g, st);
+        job->k->round(&job->grid, st->t + j * TILE_R, end - j, st->s + g * TILE_R, st->z + g * TILE_R,
+                      st->codes + j * TILE_R);
+        j = end;
+    }
+}
+
+/* Coordinate descent over the codes under H, scales fixed; p (n_in, R) is scratch. */
+static void tile_sweep(const struct solve_job *job, int64_t row0, struct tile_state *st, float *p)
+{
+    int64_t d = job->in->n_in;
+    tile_load(job, row0, job->perm, st->t);
+    for (int64_t j = 0; j < d; j++) {
+        int64_t g = group_of(job, j);
+        for (int r = 0; r < TILE_R; r++)
+            st->t[j * TILE_R + r] -= st->s[g * TILE_R + r] *
+                                     ((float)st->codes[j * TILE_R + r] - st->z[g * TILE_R + r]);
+    }
+    la_sgemm_tile(0, 0, d, TILE_R, d, 1, job->hs, d, st->t, TILE_R, 0, p, TILE_R);
+    for (int sweep = 0; sweep < job->sweeps; sweep++)
+        for (int64_t j0 = 0; j0 < d;) {
+            int64_t jend = block_end(job, j0);
+            for (int64_t j = j0; j < jend;) {
+                int64_t end = run_end(job, j, jend);
+                job->k->descend(&job->grid, p, job->hs, d, j, end - j, j0, jend,
+                                st->s + group_of(job, j) * TILE_R, st->codes + j * TILE_R,
+                                st->err + (j - j0) * TILE_R);
+                j = end;
+            }
+            if (jend < d)
+                la_sgemm_tile(1, 0, d - jend, TILE_R, jend - j0, -1, job->hs + j0 * d + jend, d, st->err,
+                              TILE_R, 1, p + jend * TILE_R, TILE_R);
+            if (j0 > 0 && sweep + 1 < job->sweeps)
+                la_sgemm_tile(1, 0, j0, TILE_R, jend - j0, -1, job->hs + j0 * d, d, st->err, TILE_R, 1, p,
+                              TILE_R);
+            j0 = jend;
+        }
+}
+
+static void tile_store(const struct solve_job *job, int64_t row0, const struct tile_state *st, uint8_t *row)
+{
+    struct qmat *q = job->q;
+    for (int r = 0; r < TILE_R && row0 + r < q->n_out; r++) {
+        for (int64_t j = 0; j < q->n_in; j++)
+            row[job->perm ? job->perm[j] : j] = st->codes[j * TILE_R + r];
+        qmat_set_codes(q, row0 + r, row);
+        for (int64_t g = 0; g < q->n_groups; g++) {
+            q->scale[(row0 + r) * q->n_groups + g] = half_from_f32(st->s[g * TILE_R + r]);
+            q->zero[(row0 + r) * q->n_groups + g] = (uint8_t)st->z[g * TILE_R + r];
+        }
+    }
+}
+
+static void solve_item(void *ctx, size_t i, int worker)
+{
+    (void)worker;
+    struct solve_job *job = ctx;
+    int64_t d = job->in->n_in, ng = job->q->n_groups, row0 = (int64_t)i * TILE_R;
+    struct arena a;
+    arena_init(&a);
+    struct tile_state st = {
+        .t = arena_alloc(&a, (size_t)(d * TILE_R), sizeof(float)),
+        .codes = arena_alloc(&a, (size_t)(d * TILE_R), 1),
+        .s = arena_alloc(&a, (size_t)(ng * TILE_R), sizeof(float)),
+        .z = arena_alloc(&a, (size_t)(ng * TILE_R), sizeof(float)),
+        .err = arena_alloc(&a, BLOCK * TILE_R, sizeof(float)),
+    };
+    float *p = job->hs ? arena_alloc(&a, (size_t)(d * TILE_R), sizeof(float)) : NULL;
+    uint8_t *row = arena_alloc(&a, (size_t)d, 1);
+    if (!st.t || !st.codes || !st.s || !st.z || !st.err || !row || (job->hs && !p)) {
+        atomic_store(&job->failed, 1);
+    } else {
+        tile_load(job, row0, NULL, st.t);
+        if (job->perm) { /* static groups: all parameters from the weights before any feedback */
+            for (int64_t g = 0; g < ng; g++)
+                fit_group(job, st.t, g, &st);
+            tile_load(job, row0, job->perm, st.t);
+        }
+        if (job->u)
+            tile_feedback(job, &st);
+        else
+            tile_round(job, &st);
+        if (p)
+            tile_sweep(job, row0, &st, p);
+        tile_store(job, row0, &st, row);
+    }
+    arena_release(&a);
+}
+
+/* Factor and Hessian in the units of the scaled columns: U diag(1/s), diag(s) (H + damping) diag(s). */
+static int scale_inputs(const struct solve_in *in, const struct quant_options *o, struct solve_job *job,
+                        float **u, float **hs, float **hw, struct err *e)
+{
+    int64_t d = in->n_in;
+    const float *s = in->col_scale;
+    const int32_t *perm = in->f ? in->f->perm : NULL;
+    size_t n = (size_t)(d * d);
+    job->perm = perm;
+    if (in->h && o->search == SEARCH_HESSIAN) {
+        *hw = mem_alloc((size_t)d, sizeof **hw);
+        if (!*hw)
+            return err_nomem(e, in->name, (size_t)d * sizeof **hw);
+        for (int64_t j = 0; j < d; j++)
+            (*hw)[j] = in->h[j * d + j] * (s ? s[j] * s[j] : 1.0f);
+        job->hw = *hw;
+    }
+    if (!in->f)
+        return 0;
+    job->u = in->f->u;
+    if (s) {
+        *u = mem_alloc(n, sizeof **u);
+        if (!*u)
+            return err_nomem(e, in->name, n * sizeof **u);
+        for (int64_t i = 0; i < d; i++)
+            for (int64_t j = 0; j < d; j++)
+                (*u)[i * d + j] = j < i ? 0 : in->f->u[i * d + j] / s[perm ? perm[j] : j];
+        job->u = *u;
+    }
+    if (!o->sweeps)
+        return 0;
+    *hs = mem_alloc(n, sizeof **hs);
+    if (!*hs)
+        return err_nomem(e, in->name, n * sizeof **hs);
+    float add = (float)(in->f->damp * mean_diag(in->h, d));
+    for (int64_t i = 0; i < d; i++) {
+        int64_t pi = perm ? perm[i] : i;
+        for (int64_t j = 0; j < d; j++) {
+            int64_t pj = perm ? perm[j] : j;
+            float v = in->h[pi * d + pj] + (i == j ? add : 0.0f);
+            (*hs)[i * d + j] = s ? v * s[pi] * s[pj] : v;
+        }
+        if ((*hs)[i * d + i] <= 0)
+            (*hs)[i * d + i] = 1;
+    }
+    job->hs = *hs;
+    job->sweeps = o->sweeps;
+    return 0;
+}
+
+int solve(const struct solve_in *in, const struct quant_options *o, struct qmat *q, struct err *e)
+{
+    float *u = NULL, *hs = NULL, *hw = NULL;
+    struct solve_job job = {
+        .in = in, .q = q, .k = tile_kernels(),
+        .grid = { .maxq = (1 << o->bits) - 1, .sym = o->sym, .search = o->search },
+    };
+    int rc = scale_inputs(in, o, &job, &u, &hs, &hw, e);
+    if (!rc) {
+        par_for((size_t)((in->n_out + TILE_R - 1) / TILE_R), solve_item, &job);
+        if (atomic_load(&job.failed))
+            rc = err_nomem(e, in->name, (size_t)in->n_in * TILE_R * 8);
+    }
+    mem_free(u);
+    mem_free(hs);
+    mem_free(hw);
+    return rc;
+}
+
+/* ---- errors --------------------------------------------------------------- */
+
+#define ERR_ROWS 64
+
+struct error_job {
+    const float *w, *col_scale, *h;
+    const struct qmat *v;
+    int64_t n_out, n_in;
+    double *part; /* one per item */
+    atomic_int failed;
+};
+
+static void error_item(void *ctx, size_t i, int worker)
+{
+    (void)worker;
+    struct error_job *j = ctx;
+    int64_t d = j->n_in, row0 = (int64_t)i * ERR_ROWS;
+    int64_t n = j->n_out - row0 < ERR_ROWS ? j->n_out - row0 : ERR_ROWS;
+    float *x = mem_alloc((size_t)(2 * n * d), sizeof *x), *y = x ? x + n * d : NULL;
+    if (!x) {
+        atomic_store(&j->failed, 1);
+        return;
+    }
+    for (int64_t r = 0; r < n; r++) {
+        float *xr = x + r * d;
+        const float *w = j->w + (row0 + r) * d;
+        if (!j->v) {
+            memcpy(xr, w, (size_t)d * sizeof *xr);
+            continue;
+        }
+        qmat_row_f32(j->v, row0 + r, xr);
+        for (int64_t c = 0; c < d; c++)
+            xr[c] = w[c] - (j->col_scale ? xr[c] * j->col_scale[c] : xr[c]);
+    }
+    if (j->h)
+        la_sgemm_tile(0, 0, n, d, d, 1, x, d, j->h, d, 0, y, d);
+    else
+        y = x;
+    double sum = 0;
+    for (int64_t k = 0; k < n * d; k++)
+        sum += (double)x[k] * y[k];
+    j->part[i] = sum;
+    mem_free(x);
+}
+
+int solve_error(const float *w, const struct qmat *v, const float *col_scale, const float *h,
+                int64_t n_out, int64_t n_in, double *err, struct err *e)
+{
+    size_t items = (size_t)((n_out + ERR_ROWS - 1) / ERR_ROWS);
+    struct error_job j = { .w = w, .col_scale = col_scale, .h = h, .v = v, .n_out = n_out, .n_in = n_in };
+    j.part = mem_zalloc(items, sizeof *j.part);
+    if (!j.part)
+        return err_nomem(e, "error sums", items * sizeof *j.part);
+    par_for(items, error_item, &j);
+    *err = 0;
+    for (size_t i = 0; i < items; i++)
+        *err += j.part[i];
+    mem_free(j.part);
+    return atomic_load(&j.failed) ? err_nomem(e, "error of a matrix", (size_t)n_in * ERR_ROWS * 8) : 0;
+}
