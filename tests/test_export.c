@@ -177,6 +177,39 @@ static void hf_holds_every_family(void **state)
     }
 }
 
+/* q and k as a GGUF file of the llama family stores them, rows (head, pair, half): the folder has them un-permuted. */
+static void rows_are_unpermuted(void **state)
+{
+    (void)state;
+    for (int bits = 0; bits <= 3; bits += 3) {
+        const char *dir = scratch_dir(), *out = scratch_path(dir, "out");
+        struct model *m = open_model(MODELS "llama"), *plain = open_model(MODELS "llama"), *back;
+        int64_t d = m->hp.head_dim;
+        for (int r = ROLE_Q; r <= ROLE_K; r++) {
+            struct tensor *t = &m->layers[0].lin[r].w;
+            float *w = arena_alloc(&m->arena, (size_t)tensor_count(t), sizeof *w);
+            assert_non_null(w);
+            for (int64_t row = 0; row < t->dim[0]; row++) { /* where llama.cpp's converter puts it */
+                int64_t head = row / d, half = row % d / (d / 2), pair = row % (d / 2);
+                tensor_rows_f32(t, row, 1, w + (head * d + 2 * pair + half) * t->dim[1]);
+            }
+            *t = tensor_f32(t->name, w, t->dim[0], t->dim[1]);
+            if (bits)
+                quantize(m, t, bits, 32, false, 0); /* as it is stored */
+            t->perm_dim = d;
+            if (bits)
+                quantize(plain, &plain->layers[0].lin[r].w, bits, 32, false, 0);
+        }
+        export_ok(m, bits ? "gptq" : "hf", out, NULL);
+        back = open_model(out);
+        assert_models(plain, back, true);
+        model_free(back);
+        model_free(plain);
+        model_free(m);
+        scratch_remove(dir);
+    }
+}
+
 static void shards_when_large(void **state)
 {
     (void)state;
@@ -454,6 +487,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hf_holds_every_family),
+        cmocka_unit_test(rows_are_unpermuted),
         cmocka_unit_test(shards_when_large),
         cmocka_unit_test(gptq_round_trips),
         cmocka_unit_test(gptq_mixes),
