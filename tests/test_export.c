@@ -210,6 +210,27 @@ static void rows_are_unpermuted(void **state)
     }
 }
 
+/* The same weights from GGUF (with everything the reader does to them) and from a folder give the same folder. */
+static void gguf_becomes_a_folder(void **state)
+{
+    (void)state;
+    static const char *const names[] = { "llama", "llama3", "llama_bias", "qwen2", "qwen3" };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const char *dir = scratch_dir(), *out = scratch_path(dir, "out");
+        char gguf[128];
+        snprintf(gguf, sizeof gguf, MODELS "%s.gguf", names[i]);
+        struct model *m = open_model(gguf), *plain = open_model(scratch_path(MODELS, names[i])), *back;
+        export_ok(m, "hf", out, NULL);
+        back = open_model(out);
+        assert_models(plain, back, true);
+        assert_string_equal(back->hp.family, plain->hp.family);
+        model_free(back);
+        model_free(plain);
+        model_free(m);
+        scratch_remove(dir);
+    }
+}
+
 static void shards_when_large(void **state)
 {
     (void)state;
@@ -488,6 +509,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hf_holds_every_family),
         cmocka_unit_test(rows_are_unpermuted),
+        cmocka_unit_test(gguf_becomes_a_folder),
         cmocka_unit_test(shards_when_large),
         cmocka_unit_test(gptq_round_trips),
         cmocka_unit_test(gptq_mixes),
