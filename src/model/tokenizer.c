@@ -1,0 +1,341 @@
+/* tokenizer: text to ids and back. See tokenizer_impl.h for the parts. */
+#include "model/tokenizer_impl.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <utf8proc.h>
+
+static const char marker[] = "\xe2\x96\x81"; /* U+2581 */
+
+/* ---- bytes as characters (GPT-2) ------------------------------------------- */
+
+static int byte_codepoint(uint8_t b)
+{
+    if ((b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174)
+        return b;
+    return b <= 32 ? 256 + b : b <= 160 ? 256 + 33 + (b - 127) : 256 + 33 + 34;
+}
+
+size_t byte_char(uint8_t byte, char out[2])
+{
+    int c = byte_codepoint(byte);
+    if (c < 128) {
+        out[0] = (char)c;
+        return 1;
+    }
+    out[0] = (char)(0xc0 | c >> 6);
+    out[1] = (char)(0x80 | (c & 63));
+    return 2;
+}
+
+bool raw_from_chars(const char *s, size_t n, char *out, size_t *out_n)
+{
+    size_t k = 0;
+    for (size_t i = 0; i < n;) {
+        size_t len = utf8_len(s + i, n - i);
+        int c = len == 1 ? s[i] : len == 2 ? (s[i] & 31) << 6 | (s[i + 1] & 63) : -1, b = 0;
+        while (b < 256 && byte_codepoint((uint8_t)b) != c)
+            b++;
+        if (c < 0 || b == 256)
+            return false;
+        out[k++] = (char)b;
+        i += len;
+    }
+    *out_n = k;
+    return true;
+}
+
+/* ---- life ------------------------------------------------------------------- */
+
+static void find_byte_tokens(struct tokenizer *t)
+{
+    for (int b = 0; b < 256; b++) {
+        char c = (char)b;
+        t->byte_id[b] = t->byte_level ? str_map_find(t, &c, 1) : -1;
+    }
+    for (int32_t i = 0; !t->byte_level && i < t->n; i++)
+        if (t->tokens[i].kind == TOKEN_BYTE)
+            t->byte_id[t->tokens[i].byte] = i;
+}
+
+/* Tokens that end a turn, whatever a file says is its eos. */
+static void find_eog(struct tokenizer *t)
+{
+    static const char *const names[] = { "<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<end_of_turn>",
+                                         "<|eom_id|>", "<|end_of_text|>" };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        int32_t id = str_map_find(t, names[i], strlen(names[i]));
+        if (id >= 0 && (t->tokens[id].kind == TOKEN_SPECIAL || t->tokens[id].kind == TOKEN_ADDED))
+            t->eog[id] = 1;
+    }
+    if (t->eos >= 0)
+        t->eog[t->eos] = 1;
+}
+
+int tokenizer_finish(struct tokenizer *t, struct err *e)
+{
+    if (str_map_build(t, e))
+        return -1;
+    find_byte_tokens(t);
+    t->eog = arena_zalloc(&t->arena, (size_t)t->n + 1, 1);
+    if (!t->eog)
+        return err_nomem(e, t->what, (size_t)t->n);
+    find_eog(t);
+    for (size_t i = 1; i < t->n_added; i++) /* insertion sort: there are few, mostly sorted by id */
+        for (size_t j = i; j && t->added[j].n > t->added[j - 1].n; j--) {
+            struct added swap = t->added[j];
+            t->added[j] = t->added[j - 1];
+            t->added[j - 1] = swap;
+        }
+    for (size_t i = 0; i < t->n_added; i++)
+        t->added_first[(uint8_t)t->added[i].text[0]] = 1;
+    return 0;
+}
+
+int tokenizer_load(struct tokenizer **out, const struct checkpoint *c, struct err *e)
+{
+    struct tokenizer *t = mem_zalloc(1, sizeof *t);
+    if (!t)
+        return err_nomem(e, "tokenizer", sizeof *t);
+    arena_init(&t->arena);
+    t->what = arena_strdup(&t->arena, c->path);
+    t->bos = t->eos = t->unk = t->pad = -1;
+    int rc = !t->what ? err_nomem(e, c->path, 64)
+             : c->container == CONTAINER_HF ? tokenizer_from_json(t, c, e) : tokenizer_from_gguf(t, c, e);
+    if (rc) {
+        tokenizer_free(t);
+        return -1;
+    }
+    *out = t;
+    return 0;
+}
+
+void tokenizer_free(struct tokenizer *t)
+{
+    if (!t)
+        return;
+    for (int i = 0; i < t->n_pre; i++)
+        pcre2_code_free(t->pre[i]);
+    arena_release(&t->arena);
+    mem_free(t);
+}
+
+/* ---- encoding ---------------------------------------------------------------- */
+
+struct encoder {
+    const struct tokenizer *t;
+    struct bpe_scratch scratch;
+    struct token_list *out;
+};
+
+static int encode_word(void *ud, const char *s, size_t n, struct err *e)
+{
+    struct encoder *en = ud;
+    return bpe_word(en->t, s, n, &en->scratch, en->out, e);
+}
+
+/* s with " " as U+2581 and, if asked, one in front; fresh block. */
+static char *mark_spaces(const char *s, size_t n, bool prefix, size_t *out_n)
+{
+    char *p = mem_alloc(3 * (n + 1), 1);
+    size_t k = 0;
+    if (!p)
+        return NULL;
+    if (prefix) {
+        memcpy(p, marker, 3);
+        k = 3;
+    }
+    for (size_t i = 0; i < n; i++)
+        if (s[i] == ' ') {
+            memcpy(p + k, marker, 3);
+            k += 3;
+        } else {
+            p[k++] = s[i];
+        }
+    *out_n = k;
+    return p;
+}
+
+/* Valid UTF-8 text between added tokens and invalid bytes. */
+static int encode_valid(struct encoder *en, const char *s, size_t n, struct err *e)
+{
+    const struct tokenizer *t = en->t;
+    if (!t->nfc || n == 0)
+        return pre_split(t, s, n, encode_word, en, e);
+    utf8proc_uint8_t *norm = NULL;
+    utf8proc_ssize_t len = utf8proc_map((const utf8proc_uint8_t *)s, (utf8proc_ssize_t)n, &norm,
+                                        UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+    if (len < 0)
+        return err_set(e, ERR_FORMAT, "%s: NFC of the text failed: %s", t->what, utf8proc_errmsg(len));
+    int rc = pre_split(t, (const char *)norm, (size_t)len, encode_word, en, e);
+    free(norm); /* utf8proc's own allocation */
+    return rc;
+}
+
+static int encode_bytes(struct encoder *en, const char *s, size_t n, struct err *e)
+{
+    for (size_t i = 0, from = 0; i <= n;) {
+        size_t len = i < n ? utf8_len(s + i, n - i) : 0;
+        if (len) {
+            i += len;
+            continue;
+        }
+        if (encode_valid(en, s + from, i - from, e) || (i < n && bpe_word(en->t, s + i, 1, &en->scratch, en->out, e)))
+            return -1;
+        from = ++i;
+    }
+    return 0;
+}
+
+/* A piece of text between added tokens; first: it begins the whole text. */
+static int encode_piece(struct encoder *en, const char *s, size_t n, bool first, struct err *e)
+{
+    const struct tokenizer *t = en->t;
+    if (n == 0)
+        return 0;
+    if (!t->space_marker && !(t->add_prefix_space && s[0] != ' '))
+        return encode_bytes(en, s, n, e);
+    size_t len;
+    char *p;
+    if (t->space_marker) {
+        p = mark_spaces(s, n, t->space_prefix && (first || !t->prefix_first_only), &len);
+    } else {
+        p = mem_alloc(n + 1, 1);
+        len = n + 1;
+        if (p) {
+            p[0] = ' ';
+            memcpy(p + 1, s, n);
+        }
+    }
+    if (!p)
+        return err_nomem(e, "text", 3 * n);
+    int rc = encode_bytes(en, p, len, e);
+    mem_free(p);
+    return rc;
+}
+
+static const struct added *added_at(const struct tokenizer *t, const char *s, size_t n)
+{
+    if (!t->added_first[(uint8_t)s[0]])
+        return NULL;
+    for (size_t i = 0; i < t->n_added; i++)
+        if (t->added[i].n <= n && !memcmp(t->added[i].text, s, t->added[i].n))
+            return &t->added[i];
+    return NULL;
+}
+
+static bool is_space(char c)
+{
+    return c == ' ' || (c >= '\t' && c <= '\r');
+}
+
+int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, bool add_bos, bool specials,
+                     struct token_list *out, struct err *e)
+{
+    struct encoder en = { .t = t, .out = out };
+    int rc = 0;
+    if (add_bos && t->add_bos && t->bos >= 0)
+        rc = token_list_add(out, t->bos, e);
+    size_t from = 0, i = 0;
+    while (!rc && specials && i < n) {
+        const struct added *a = added_at(t, text + i, n - i);
+        if (!a) {
+            i++;
+            continue;
+        }
+        size_t end = i;
+        while (a->lstrip && end > from && is_space(text[end - 1]))
+            end--;
+        rc = encode_piece(&en, text + from, end - from, from == 0, e) || token_list_add(out, a->id, e);
+        i += a->n;
+        while (a->rstrip && i < n && is_space(text[i]))
+            i++;
+        from = i;
+    }
+    rc = rc || encode_piece(&en, text + from, n - from, from == 0, e);
+    if (!rc && add_bos && t->add_eos && t->eos >= 0)
+        rc = token_list_add(out, t->eos, e);
+    bpe_scratch_release(&en.scratch);
+    return rc ? -1 : 0;
+}
+
+/* ---- decoding ---------------------------------------------------------------- */
+
+static size_t put(char *buf, size_t cap, size_t at, const char *s, size_t n)
+{
+    if (at < cap)
+        memcpy(buf + at, s, n < cap - at ? n : cap - at);
+    return at + n;
+}
+
+size_t tokenizer_piece(const struct tokenizer *t, int32_t id, bool show_special, char *buf, size_t cap)
+{
+    if (id < 0 || id >= t->n)
+        return 0;
+    const struct token *k = &t->tokens[id];
+    if (k->kind == TOKEN_UNUSED || (k->kind == TOKEN_SPECIAL && !show_special))
+        return 0;
+    if (k->kind == TOKEN_BYTE)
+        return put(buf, cap, 0, (const char *)&k->byte, 1);
+    if (!t->space_marker || k->kind != TOKEN_NORMAL)
+        return put(buf, cap, 0, k->raw, k->n);
+    size_t at = 0;
+    for (size_t i = 0; i < k->n;) {
+        bool space = k->n - i >= 3 && !memcmp(k->raw + i, marker, 3);
+        at = put(buf, cap, at, space ? " " : k->raw + i, 1);
+        i += space ? 3 : 1;
+    }
+    return at;
+}
+
+int tokenizer_decode(const struct tokenizer *t, const int32_t *ids, size_t n, bool show_special,
+                     char **text, size_t *len, struct err *e)
+{
+    size_t total = 0, at = 0;
+    for (size_t i = 0; i < n; i++)
+        total += tokenizer_piece(t, ids[i], show_special, NULL, 0);
+    char *p = mem_alloc(total + 1, 1);
+    if (!p)
+        return err_nomem(e, "text", total);
+    for (size_t i = 0; i < n; i++)
+        at += tokenizer_piece(t, ids[i], show_special, p + at, total - at);
+    if (t->space_marker && t->space_prefix && at && p[0] == ' ')
+        memmove(p, p + 1, --at); /* the prefix that encoding put there */
+    p[at] = 0;
+    *text = p;
+    *len = at;
+    return 0;
+}
+
+/* ---- facts --------------------------------------------------------------------- */
+
+int32_t tokenizer_n_vocab(const struct tokenizer *t)
+{
+    return t->n;
+}
+
+int32_t tokenizer_bos(const struct tokenizer *t)
+{
+    return t->bos;
+}
+
+int32_t tokenizer_eos(const struct tokenizer *t)
+{
+    return t->eos;
+}
+
+bool tokenizer_adds_bos(const struct tokenizer *t)
+{
+    return t->add_bos && t->bos >= 0;
+}
+
+bool tokenizer_is_eog(const struct tokenizer *t, int32_t id)
+{
+    return id >= 0 && id < t->n && t->eog[id];
+}
+
+const char *tokenizer_chat_template(const struct tokenizer *t)
+{
+    return t->chat_template;
+}
