@@ -43,7 +43,7 @@ static int count_tokens(struct tokenizer *t, const json_t *vocab, const json_t *
 {
     const char *text;
     json_t *v;
-    int32_t id, max = -1;
+    int32_t id = -1, max = -1;
     size_t i, seen = json_object_size(vocab) + json_array_size(added);
     json_object_foreach((json_t *)(uintptr_t)vocab, text, v) {
         if (read_id(t, v, text, &id, e))

@@ -29,7 +29,7 @@ const char *const *pre_by_name(const char *name, bool *ignore_merges)
         { "mpt", gpt2, false }, { "olmo", gpt2, false },
         { "llama-bpe", llama3, true }, { "llama3", llama3, true }, { "llama-v3", llama3, true }, { "falcon3", llama3, true },
         { "qwen2", qwen2, false }, { "deepseek-r1-qwen", qwen2, false }, { "megrez", qwen2, false }, { "stablelm2", qwen2, false },
-        { "smollm", digits, false }, { "starcoder", digits, false }, { "refact", digits, false }, { "command-r", digits, false },
+        { "smollm", digits, false }, { "starcoder", digits, false }, { "refact", digits, false },
         { "codeshell", digits, false }, { "exaone", digits, false }, { "minerva-7b", digits, false },
         { "tekken", tekken, true },
     };
