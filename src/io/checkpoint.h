@@ -11,7 +11,11 @@
 #include "io/gguf.h"
 #include "io/safetensors.h"
 
-enum container { CONTAINER_HF, CONTAINER_GGUF };
+enum container {
+#define CONTAINER(id, label, prefix) id,
+#include "io/containers.def"
+#undef CONTAINER
+};
 
 struct checkpoint {
     enum container container;
@@ -20,10 +24,12 @@ struct checkpoint {
     /* HF only */
     json_t *config;            /* config.json, an object */
     json_t *generation_config; /* or NULL */
+    json_t *quant_config;      /* config's quantization_config, else quantize_config.json, or NULL */
     struct st_file *shards;
     int n_shards;
     /* GGUF only */
     struct gguf gguf;
+    const struct tensor **gguf_sorted; /* gguf.tensors by name */
     /* float tensors and the integer tensors of GPTQ folders, sorted by name */
     struct st_entry *entries;  /* HF */
     size_t n_entries;
@@ -37,11 +43,12 @@ void checkpoint_free(struct checkpoint *c); /* NULL allowed */
 int checkpoint_tensor(const struct checkpoint *c, const char *name, struct tensor *t, struct err *e);
 /* HF only: any tensor, also integers. NULL: absent. */
 const struct st_entry *checkpoint_entry(const struct checkpoint *c, const char *name);
-/* Reads "<folder>/<name>" whole (mem_free); 1 found, 0 absent, -1 error. HF only. */
+/* Reads "<folder>/<name>" whole (NUL-terminated, mem_free); 1 found, 0 absent, -1 error. A GGUF file has none. */
 int checkpoint_file(const struct checkpoint *c, const char *name, char **text, size_t *n, struct err *e);
 
 /* GPTQ linear at prefix ("model.layers.0.mlp.up_proj"): qweight, qzeros, scales, g_idx of v1 or v2
- * by config's quantization_config. 1: *q filled (arrays in a), 0: no qweight there, -1 error. */
+ * by c->quant_config. 1: *q filled (arrays in a), 0: no qweight there, -1 error. Zeros of v1 are
+ * given as true zeros: (stored + 1) mod 2^bits. */
 int checkpoint_gptq(const struct checkpoint *c, const char *prefix, int64_t n_out, int64_t n_in,
                     struct arena *a, struct qmat *q, struct err *e);
 

@@ -4,7 +4,7 @@
  * {name: {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {...}},
  * then the data, offsets counted from its first byte. Checked on reading: the
  * header fits the file, names are unique, offsets are in range, agree with
- * dtype x shape, and do not overlap. */
+ * dtype x shape, and tile the data without overlaps or holes. */
 #ifndef D2Q_IO_SAFETENSORS_H
 #define D2Q_IO_SAFETENSORS_H
 
@@ -19,9 +19,10 @@ enum st_dtype { ST_F32, ST_F16, ST_BF16, ST_I32, ST_I64, ST_U8, ST_OTHER };
 struct st_entry {
     const char *name;
     enum st_dtype dtype;
+    const char *dtype_name; /* as the file spells it, "F32"; for messages */
     int n_dims;
     int64_t dim[4];
-    const void *data; /* in the mapping */
+    const void *data; /* in the mapping, or a copy if it is not aligned there */
     size_t size;
 };
 

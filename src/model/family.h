@@ -25,6 +25,7 @@ struct family {
 
 const struct family *family_by_hf(const json_t *config, struct err *e);   /* by architectures / model_type */
 const struct family *family_by_name(const char *name);                    /* NULL: none */
+const struct family *family_by_gguf(const char *arch);                    /* NULL: none; first row that has it */
 
 /* config.json made from GGUF metadata (new reference). */
 int gguf_config(const struct gguf *g, json_t **config, struct err *e);
@@ -32,5 +33,14 @@ int gguf_config(const struct gguf *g, json_t **config, struct err *e);
  * file's rope_freqs.weight is applied by model_open. Other types are refused by name. */
 int rope_inv_freq(const json_t *config, const struct hparams *hp, float *inv_freq, float *attn_scale,
                   struct err *e);
+
+/* Llama 3.1's scaling rule: applied to n plain frequencies, and recognized in the n factors of a GGUF file's
+ * rope_freqs.weight (1: *p holds the parameters that give them; 0: none of the usual ones do). */
+struct rope_llama3 {
+    double factor, low, high, ctx; /* low_freq_factor, high_freq_factor, original_max_position_embeddings */
+};
+#define MAX_FIT_PAIRS 512
+void rope_llama3(const struct rope_llama3 *p, int64_t n, float *inv_freq);
+int rope_llama3_fit(const float *factors, const struct hparams *hp, struct rope_llama3 *p);
 
 #endif

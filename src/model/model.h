@@ -31,6 +31,10 @@ enum role { ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN, ROLE_
 extern const char *const role_hf_name[ROLE_COUNT];   /* "self_attn.q_proj" ... */
 extern const char *const role_gguf_name[ROLE_COUNT]; /* "attn_q" ... */
 
+/* Shape of a role's matrix. */
+int64_t role_rows(const struct hparams *hp, enum role r);
+int64_t role_cols(const struct hparams *hp, enum role r);
+
 struct linear {
     struct tensor w;  /* (n_out, n_in) */
     const float *b;   /* (n_out) or NULL */
@@ -77,6 +81,9 @@ int fwd_init(struct fwd *f, const struct hparams *hp, int64_t n_tok, struct err 
 void fwd_release(struct fwd *f);
 uint64_t fwd_bytes(const struct hparams *hp, int64_t n_tok);
 
+/* h (n, n_embd) = rows of the embedding; an id outside the vocabulary is an error. */
+int fwd_embed(const struct model *m, const int32_t *ids, int64_t n, float *h, struct err *e);
+
 /* One block on h (n, n_embd), a whole sequence from position 0. The stages, in order:
  *   fwd_attn_in   x = rmsnorm(h) * attn_norm                    x: input of q, k, v
  *   fwd_attn      q,k,v = lin(x); norms, rope, attention -> a     a: input of o
@@ -93,6 +100,9 @@ void fwd_ffn_in(const struct model *m, const struct layer *l, const float *h, in
 int fwd_act(const struct layer *l, struct fwd *f, const float *x, int64_t n, float *g, struct err *e);
 int fwd_ffn_out(const struct layer *l, const float *g, int64_t n, float *h, struct err *e);
 
+/* The first half of fwd_attn: q, k, v of x with norms and rope, token t at position pos[t]. */
+int fwd_qkv(const struct model *m, const struct layer *l, const float *x, int64_t n, const int32_t *pos,
+            float *q, float *k, float *v, struct err *e);
 /* All stages of one block. */
 int fwd_block(const struct model *m, const struct layer *l, struct fwd *f, float *h, int64_t n, struct err *e);
 /* logits (n, n_vocab) = lm_head(rmsnorm(h) * out_norm). h is not changed. x: scratch (n, n_embd). */
@@ -114,5 +124,11 @@ void kv_release(struct kv_cache *c);
  * token, or NULL. Rolling back is c->n = smaller. */
 int kv_forward(const struct model *m, struct kv_cache *c, const int32_t *ids, int64_t n, bool all,
                float *logits, struct err *e);
+/* One token ids[i] for each of n_seq sequences at once (c[0] was made with batch >= n_seq): their matrix products
+ * are one. logits (n_seq, n_vocab) or NULL. */
+int kv_step(const struct model *m, struct kv_cache *const *c, int64_t n_seq, const int32_t *ids,
+            float *logits, struct err *e);
+/* Of the keys and values of a cache of cap positions. */
+uint64_t kv_bytes(const struct hparams *hp, int64_t cap);
 
 #endif

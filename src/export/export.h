@@ -1,0 +1,61 @@
+/* export: a model in memory becomes a folder that other programs load.
+ *
+ * Contract: nothing is lost on the way. A format either holds the model exactly, or refuses it naming the
+ * reason; what was written is read back by our own reader and compared bit for bit before the folder gets its
+ * final name. How to add a format: a row in exporters.def and a file export_<name>.c with its three functions. */
+#ifndef D2Q_EXPORT_EXPORT_H
+#define D2Q_EXPORT_EXPORT_H
+
+#include <jansson.h>
+
+#include "base/log.h"
+#include "model/model.h"
+
+struct export_options {
+    bool gptq_v1;          /* format gptq: v1, which stores zero - 1 (the format gptq_v1 sets it) */
+    bool drop_corrections; /* leave out biases of gate and up that the family has no place for, with a warning */
+    bool as_llama;         /* call a Mistral or Qwen2 model Llama, whose graph it has and whose config has biases */
+    const json_t *meta;    /* object or NULL: how the weights were made, for quantize_config.json */
+    uint64_t shard_bytes;  /* weights of one file; 0: 5 GB */
+};
+
+/* What a model that is not quantized yet is going to be. */
+struct export_plan {
+    bool quantized; /* the seven matrices of each block as grouped integers */
+    bool mlp_bias;  /* gate and up get biases (DAC) */
+};
+
+struct exporter {
+    const char *name;
+    const char *help;  /* one line */
+    const char *loads; /* who loads it */
+    /* Can the format hold this model exactly? ERR_UNSUPPORTED with the reason. */
+    int (*carries)(const struct model *m, const struct export_options *o, const struct export_plan *p,
+                   struct err *e);
+    /* Everything but the tokenizer and generation_config.json, into dir; verified. */
+    int (*write)(const struct model *m, const char *dir, const struct export_options *o, const struct log *log,
+                 struct err *e);
+};
+
+#define EXPORTER(name, help, loads)                                                                                 \
+    int name##_carries(const struct model *m, const struct export_options *o, const struct export_plan *p,          \
+                       struct err *e);                                                                              \
+    int name##_write(const struct model *m, const char *dir, const struct export_options *o, const struct log *log, \
+                     struct err *e);
+#include "export/exporters.def"
+#undef EXPORTER
+
+extern const struct exporter exporter_table[];
+extern const int exporter_count;
+
+const struct exporter *exporter_by_name(const char *name, struct err *e); /* NULL: none, error names those there are */
+
+/* plan NULL: the model as it is. Cheap: for asking before hours of work. */
+int export_check(const struct model *m, const char *format, const struct export_options *o,
+                 const struct export_plan *plan, struct err *e);
+/* Writes folder out_dir, replacing a model that is there (but never a folder without config.json, nor the one
+ * the model is read from). *bytes (NULL allowed): size of all its files. o NULL: defaults. */
+int export_model(const struct model *m, const char *format, const char *out_dir, const struct export_options *o,
+                 const struct log *log, uint64_t *bytes, struct err *e);
+
+#endif
