@@ -141,7 +141,7 @@ static void test_rows(void **state)
         { " \n = A = \n \n b c \n", "\n\n = A = \n\n\n\n\n b c \n", true },
         { " \n", "", true },
         { " a \n\n b \n", " a \n\n\n\n\n\n b \n", false },
-        { " \na\n\nb", "\n\na\n\n\n\n\n\n\nb", false },
+        { " \na\n\nb", "\n\na\n\n\n\n\n\nb", false },
         { "one\ntwo", "one\n\n\ntwo", false },
         { "", "", false },
         { " ", " ", false },
