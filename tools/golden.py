@@ -4,7 +4,8 @@
     python tools/golden.py [tests/fixtures/models]     (torch, transformers 5, gguf, tokenizers, safetensors)
 
 Each folder is a Hugging Face checkpoint plus expected.safetensors: `ids` (1, 48) I32 and `logits` (48, vocab)
-F32, computed in float32 on the CPU from the weights as stored. A few models are written a second time as GGUF
+F32, computed in float32 on the CPU from the weights as stored. text.txt, made up here with WikiText's blank lines, is what eval.json's perplexities (both protocols) and greedy
+continuations were computed on. A few models are written a second time as GGUF
 (q and k permuted for architecture llama, as llama.cpp's converter does), from the same weights, so that the same
 logits are expected. All weights are rounded to values that F32, F16 and BF16 all hold exactly: the stored type
 then changes no result. Weights are not small and norms not 1, so that a wrong transposition, permutation,
@@ -122,6 +123,42 @@ def save_hf(model, name, dtype, extras, folder):
                   open(os.path.join(folder, "tokenizer_config.json"), "w"), indent=2)
 
 
+TEXT = """ \n = The lighthouse at the end of the land = \n \n The lighthouse was built by the people of the town , who \
+had not been there when the first ship was lost . It is one of the oldest in their country , and it can be seen from \
+all of the hills around . They said that if you were to stand at the door you would hear each of the waves . \n In \
+winter the light was out for as many as three nights , or so it is told . \n \n = = What was there before = = \n \n \
+There had been a fire on that rock for which no one had the care ; how it was kept up is not known . She who kept \
+the books wrote : " we do what we can , and then we wait . " The naïve café owner paid 12 @,@ 345 for his part 🙂 . \n"""
+
+
+def nll_of(model, ids, first):
+    """-log p of tokens first.. of one window, summed, in double."""
+    with torch.no_grad():
+        logp = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
+    return -sum(logp[t - 1, ids[t]].item() for t in range(first, len(ids)))
+
+
+def evaluate(model, tok):
+    """Both protocols, written from their description, on TEXT; and greedy continuations."""
+    rows = [line + "\n" for line in TEXT.split("\n")[:-1]]
+    joined = "\n\n".join("" if r == " \n" else r for r in rows)
+    out = {"greedy": []}
+    for name, text, ctx in (("gptq", joined, 48), ("gptq", TEXT, 64), ("llama", TEXT, 32)):
+        ids = tok.encode(text).ids
+        first = ctx // 2 + 1 if name == "llama" else 1
+        windows = [ids[i:i + ctx] for i in range(0, len(ids) - ctx + 1, ctx)]
+        means = [nll_of(model, w, first) / (ctx - first) for w in windows]
+        out.setdefault("ppl", []).append(
+            {"protocol": name, "rows": text is joined, "ctx": ctx, "windows": len(windows),
+             "tokens": len(windows) * (ctx - first), "n_ids": len(ids), "nll": float(np.mean(means))})
+    for prompt in ("The lighthouse", " was built by", "1 2 3", "naïve 🙂"):
+        ids = tok.encode(prompt).ids
+        new = model.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False, eos_token_id=VOCAB - 1,
+                             pad_token_id=VOCAB - 2)[0, len(ids):].tolist()
+        out["greedy"].append({"prompt": prompt, "ids": new})
+    return out
+
+
 def permute(w, n_head):
     """q, k rows (head, half, pair) -> (head, pair, half), as llama.cpp's converter."""
     return w.reshape(n_head, 2, w.shape[0] // n_head // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
@@ -210,6 +247,9 @@ def save_gguf(model, extras, path):
 
 
 def main():
+    os.makedirs(OUT, exist_ok=True)
+    with open(os.path.join(OUT, "text.txt"), "w", newline="") as f:
+        f.write(TEXT)
     for seed, (name, (prefix, config, dtype, extras)) in enumerate(MODELS.items()):
         folder = os.path.join(OUT, name)
         shutil.rmtree(folder, ignore_errors=True)
@@ -225,6 +265,10 @@ def main():
             logits = model(ids).logits[0].float()
         save_file({"ids": ids.to(torch.int32), "logits": logits.contiguous()},
                   os.path.join(folder, "expected.safetensors"))
+        if extras.get("tokenizer"):
+            tok, _ = make_tokenizer()
+            expected = evaluate(model, tok)
+            json.dump(expected, open(os.path.join(folder, "eval.json"), "w"), indent=1)
         if extras.get("gguf"):
             save_gguf(model, extras, os.path.join(OUT, name + ".gguf"))
         save_hf(model, name, dtype, extras, folder)

@@ -1,0 +1,149 @@
+/* d2quant: weight-only quantization of large language models below 4 bits.
+ *
+ * A model is opened from a Hugging Face folder or a GGUF file. Opening maps it: nothing is
+ * copied until it is needed. A model may be run (d2q_generate), measured (d2q_eval), quantized in place
+ * (d2q_quantize) and written (d2q_export). A quantized model is a model: all of this works on it as before.
+ *
+ *     d2q_error err;
+ *     d2q_model *m = d2q_open("Llama-3.2-1B", &err);
+ *     d2q_quantize_options q;
+ *     d2q_quantize_options_init(&q);
+ *     q.bits = 3; q.group = 64; q.calib = "text.txt";
+ *     char *json = NULL;
+ *     if (!m || d2q_quantize(m, &q, &json, &err) || d2q_export(m, "gptq", "out", NULL, &json2, &err))
+ *         fprintf(stderr, "%s\n", err.message);
+ *     d2q_free(json);
+ *     d2q_close(m);
+ *
+ * Conventions. Fallible functions return 0 or -1 (or NULL) and then fill the d2q_error (NULL allowed) with one complete
+ * sentence. Results come as JSON text with the keys that the command line prints (d2q_free). Strings given in options
+ * are borrowed for the call. The library never prints, exits or changes signal handlers; it reports through a log
+ * callback. A model is used by one thread at a time; different models by different threads; the work of
+ * a call is spread over threads itself (d2q_set_threads). Results do not depend on the number of threads.
+ * D2Q_CPU=generic|avx2|avx512|neon in the environment forces the instruction set. */
+#ifndef D2QUANT_H
+#define D2QUANT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define D2Q_API __attribute__((visibility("default")))
+
+enum d2q_code {
+    D2Q_OK = 0, D2Q_ERR_USAGE, D2Q_ERR_IO, D2Q_ERR_FORMAT, D2Q_ERR_UNSUPPORTED, D2Q_ERR_MEMORY, D2Q_ERR_NUMERIC,
+    D2Q_ERR_CANCELLED
+};
+
+typedef struct d2q_error {
+    int code; /* enum d2q_code */
+    char message[1024];
+} d2q_error;
+
+/* kind: 0 progress (text names the step; done of total), 1 information, 2 warning, 3 a finished tensor (text is its JSON).
+ * A non-zero return cancels the work at the next progress report. */
+enum d2q_log_kind { D2Q_LOG_PROGRESS, D2Q_LOG_INFO, D2Q_LOG_WARN, D2Q_LOG_TENSOR };
+typedef int (*d2q_log_fn)(void *ud, int kind, const char *text, double done, double total);
+
+typedef struct d2q_model d2q_model;
+
+D2Q_API const char *d2q_version(void);
+D2Q_API void d2q_free(void *p);               /* any text this library returned */
+D2Q_API void d2q_set_threads(int n);          /* < 1: all cores */
+D2Q_API uint64_t d2q_peak_rss(void);          /* bytes, of this process */
+/* The rows of a table, as JSON [{"name", "help", ...}]: "methods", "formats", "families", "types". NULL: no such table. */
+D2Q_API char *d2q_list(const char *table);
+
+D2Q_API d2q_model *d2q_open(const char *path, d2q_error *err);
+D2Q_API void d2q_close(d2q_model *m); /* NULL allowed */
+/* Shape, types, sizes; with tensor (a name, or NULL) the figures of that tensor. */
+D2Q_API int d2q_inspect(d2q_model *m, const char *tensor, char **json, d2q_error *err);
+
+/* ---- quantizing ------------------------------------------------------------------ */
+
+#define D2Q_DEFAULT (-1) /* the recipe decides */
+
+typedef struct d2q_quantize_options {
+    const char *method;   /* "d2quant" */
+    const char *recipe;   /* "default" or "paper" */
+    int bits;             /* 2 */
+    int group;            /* 128; 0: one group a row */
+    const char *grid;     /* "asym" or "sym" */
+    int dsq, dac;         /* 0, 1 or D2Q_DEFAULT */
+    double alpha, beta;   /* propagated error; D2Q_DEFAULT, 0: off */
+    const char *order;    /* "none", "act"; NULL: the method's default, also below */
+    const char *search;   /* "minmax", "mse", "hessian" */
+    const char *sinks;    /* "keep", "skip", "clip" */
+    int sweeps;           /* coordinate-descent sweeps; D2Q_DEFAULT */
+    double damp;          /* share of the mean diagonal; D2Q_DEFAULT */
+    const char *on_failure; /* "stop", "rtn", "keep" */
+    const char *calib;    /* text or JSONL file, or "self": text that the model generates itself */
+    int64_t nsamples, seqlen; /* 128 sequences of 2048 tokens */
+    uint64_t seed;        /* 0 */
+    int kept_f32;         /* what is not quantized is rounded to F16 (0) or F32 (1): what the output stores */
+    d2q_log_fn log;
+    void *log_ud;
+} d2q_quantize_options;
+
+D2Q_API void d2q_quantize_options_init(d2q_quantize_options *o);
+/* What the run would do and take: tensors, types, bytes, memory. Nothing is changed. */
+D2Q_API int d2q_plan(d2q_model *m, const d2q_quantize_options *o, char **json, d2q_error *err);
+D2Q_API int d2q_quantize(d2q_model *m, const d2q_quantize_options *o, char **json, d2q_error *err);
+
+/* ---- writing ---------------------------------------------------------------------- */
+
+typedef struct d2q_export_options {
+    int drop_corrections; /* leave out what the format cannot carry, with a warning */
+    int as_llama;         /* call a Mistral or Qwen2 model Llama, whose config has biases for gate and up */
+    const char *meta;     /* JSON object for the output's metadata (how it was made), or NULL */
+    d2q_log_fn log;
+    void *log_ud;
+} d2q_export_options;
+
+/* Can this format carry the model once quantized with o (NULL: as it is)? For asking before hours of work. */
+D2Q_API int d2q_export_check(d2q_model *m, const char *format, const d2q_quantize_options *q,
+                             const d2q_export_options *o, d2q_error *err);
+/* Written under a temporary name, read back, compared bit for bit, then renamed to path. JSON: {"format", "path", "bytes",
+ * "loads"}. */
+D2Q_API int d2q_export(d2q_model *m, const char *format, const char *path, const d2q_export_options *o, char **json,
+                       d2q_error *err);
+
+/* ---- measuring and running ---------------------------------------------------------- */
+
+typedef struct d2q_eval_options {
+    const char *text;     /* file: plain text */
+    const char *protocol; /* "gptq" or "llama" */
+    int64_t ctx;          /* 0: 2048 (gptq), 512 (llama) */
+    int64_t chunks;       /* windows at most, 0: all */
+    d2q_log_fn log;
+    void *log_ud;
+} d2q_eval_options;
+
+D2Q_API void d2q_eval_options_init(d2q_eval_options *o);
+D2Q_API int d2q_eval(d2q_model *m, const d2q_eval_options *o, char **json, d2q_error *err);
+
+typedef struct d2q_generate_options {
+    const char *prompt;
+    int64_t max_new;      /* 64 */
+    double temp;          /* 0: greedy */
+    int top_k;            /* 0: all */
+    double top_p;         /* 1: all */
+    uint64_t seed;
+    /* bytes of the next token; non-zero stops. NULL allowed: the text is in the JSON too */
+    int (*emit)(void *ud, const char *bytes, size_t n);
+    void *emit_ud;
+} d2q_generate_options;
+
+D2Q_API void d2q_generate_options_init(d2q_generate_options *o);
+D2Q_API int d2q_generate(d2q_model *m, const d2q_generate_options *o, char **json, d2q_error *err);
+
+/* Speed of this machine: our matrix product beside OpenBLAS for the shapes of m, about `seconds` a figure. */
+D2Q_API int d2q_bench(d2q_model *m, double seconds, char **json, d2q_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

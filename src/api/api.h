@@ -1,0 +1,27 @@
+/* api: what the files of the facade share. */
+#ifndef D2Q_API_API_H
+#define D2Q_API_API_H
+
+#include <jansson.h>
+
+#include "base/err.h"
+#include "base/log.h"
+#include "d2quant.h"
+#include "export/export.h"
+#include "model/model.h"
+#include "quant/quant.h"
+
+struct d2q_model {
+    struct model *m;
+};
+
+/* -1, with *out filled from e. */
+int api_fail(d2q_error *out, const struct err *e);
+/* Hands root over as text in *json (root is released); 0 or -1. */
+int api_json(json_t *root, char **json, d2q_error *err);
+/* The public options as the quantizer's. */
+int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, struct err *e);
+/* "seconds", "peak_rss_bytes", "version" */
+void api_common(json_t *root, double t0);
+
+#endif

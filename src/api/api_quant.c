@@ -1,0 +1,248 @@
+/* api_quant: quantizing and writing. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/api.h"
+#include "backend/backend.h"
+#include "base/par.h"
+#include "run/session.h"
+
+void d2q_quantize_options_init(d2q_quantize_options *o)
+{
+    *o = (d2q_quantize_options){
+        .method = "d2quant", .recipe = "default", .bits = 2, .group = 128, .grid = "asym", .dsq = D2Q_DEFAULT,
+        .dac = D2Q_DEFAULT, .alpha = D2Q_DEFAULT, .beta = D2Q_DEFAULT, .sweeps = D2Q_DEFAULT, .damp = D2Q_DEFAULT,
+        .on_failure = "stop", .calib = "self", .nsamples = 128, .seqlen = 2048,
+    };
+}
+
+/* Index of name in list (NULL-terminated); -1 with an error naming what there is. */
+static int choose(const char *option, const char *name, const char *const *list, struct err *e)
+{
+    char known[128] = "";
+    for (int i = 0; list[i]; i++) {
+        if (!strcmp(list[i], name))
+            return i;
+        snprintf(known + strlen(known), sizeof known - strlen(known), "%s%s", i ? ", " : "", list[i]);
+    }
+    return err_set(e, ERR_USAGE, "%s: expected one of %s, found '%s'", option, known, name);
+}
+
+int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, struct err *e)
+{
+    static const char *const grids[] = { "asym", "sym", NULL }, *const orders[] = { "none", "act", NULL },
+                      *const searches[] = { "minmax", "mse", "hessian", NULL }, *const sinks[] = { "keep", "skip", "clip", NULL },
+                      *const failures[] = { "stop", "rtn", "keep", NULL };
+    int k;
+    if (quant_options_init(o, in->method, in->recipe, e))
+        return -1;
+    o->bits = in->bits;
+    o->group = in->group;
+    o->kept = in->kept_f32 ? DT_F32 : DT_F16;
+    if ((k = choose("grid", in->grid, grids, e)) < 0)
+        return -1;
+    o->sym = k == 1;
+    if (in->order && (k = choose("order", in->order, orders, e)) < 0)
+        return -1;
+    o->order = in->order ? (enum quant_order)k : o->order;
+    if (in->search && (k = choose("search", in->search, searches, e)) < 0)
+        return -1;
+    o->search = in->search ? (enum quant_search)k : o->search;
+    if (in->sinks && (k = choose("sinks", in->sinks, sinks, e)) < 0)
+        return -1;
+    o->sinks = in->sinks ? (enum quant_sinks)k : o->sinks;
+    if ((k = choose("on-failure", in->on_failure, failures, e)) < 0)
+        return -1;
+    o->on_failure = (enum quant_failure)k;
+    o->dsq = in->dsq == D2Q_DEFAULT ? o->dsq : in->dsq != 0;
+    o->dac = in->dac == D2Q_DEFAULT ? o->dac : in->dac != 0;
+    o->alpha = in->alpha < 0 ? o->alpha : in->alpha;
+    o->beta = in->beta < 0 ? o->beta : in->beta;
+    o->sweeps = in->sweeps < 0 ? o->sweeps : in->sweeps;
+    o->damp = in->damp < 0 ? o->damp : in->damp;
+    return quant_options_check(o, e);
+}
+
+static json_t *options_json(const d2q_quantize_options *in, const struct quant_options *o)
+{
+    static const char *const orders[] = { "none", "act" }, *const searches[] = { "minmax", "mse", "hessian" },
+                      *const sinks[] = { "keep", "skip", "clip" };
+    json_t *j = json_pack("{sssssisissssss}", "method", in->method, "recipe", in->recipe, "bits", o->bits, "group", o->group,
+                          "order", orders[o->order], "search", searches[o->search], "sinks", sinks[o->sinks]);
+    json_object_update_new(j, json_pack("{sssfsbsbsfsfsisI}", "grid", o->sym ? "sym" : "asym", "damp", o->damp, "dsq", o->dsq,
+                                        "dac", o->dac, "alpha", o->alpha, "beta", o->beta, "sweeps", o->sweeps, "seed",
+                                        (json_int_t)in->seed));
+    if (method_table[o->method].needs_calib)
+        json_object_update_new(j, json_pack("{sssIsI}", "calib", in->calib, "nsamples", (json_int_t)in->nsamples, "seqlen",
+                                            (json_int_t)in->seqlen));
+    return j;
+}
+
+/* ---- plan ------------------------------------------------------------------------------ */
+
+int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_error *err)
+{
+    struct model *m = dm->m;
+    struct quant_options o;
+    struct quant_plan p;
+    struct err e;
+    double t0 = log_now();
+    if (api_quant_options(in, &o, &e))
+        return api_fail(err, &e);
+    quant_plan(m, &o, in->nsamples * in->seqlen, in->seqlen, &p);
+    json_t *root = json_object(), *list = json_array();
+    char type[32];
+    snprintf(type, sizeof type, "int%d g%d %s", o.bits, o.group, o.sym ? "sym" : "asym");
+    for (int64_t i = 0; i < m->hp.n_layer; i++)
+        for (int r = 0; r < ROLE_COUNT; r++) {
+            char name[128];
+            const struct tensor *w = &m->layers[i].lin[r].w;
+            snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)i, role_hf_name[r]);
+            json_array_append_new(list, json_pack("{sssss[II]}", "name", name, "type", type, "shape", (json_int_t)w->dim[0],
+                                                  (json_int_t)w->dim[1]));
+        }
+    json_object_set_new(root, "options", options_json(in, &o));
+    json_object_update_new(root, json_pack("{sfsIsIsIsIsfso}", "bpw", p.bpw, "bytes", (json_int_t)p.output_bytes,
+                                           "quantized_bytes", (json_int_t)p.quantized_bytes, "kept_bytes",
+                                           (json_int_t)p.kept_bytes, "peak_bytes", (json_int_t)p.peak_bytes, "flops", p.flops,
+                                           "tensors", list));
+    /* a rough figure: 60 GFLOP/s a core, what op_linear reaches with AVX-512; d2q bench tells this machine's */
+    json_object_set_new(root, "estimated_seconds", json_real(p.flops / (60e9 * par_threads())));
+    json_object_set_new(root, "source_bytes", json_integer((json_int_t)m->ck->data_bytes));
+    api_common(root, t0);
+    return api_json(root, json, err);
+}
+
+/* ---- quantize ---------------------------------------------------------------------------- */
+
+struct reporter {
+    d2q_log_fn fn;
+    void *ud;
+};
+
+static json_t *tensor_json(const struct quant_tensor *t)
+{
+    return json_pack("{sssss[II]sfsfsfsfsf}", "name", t->name, "type", t->type, "shape", (json_int_t)t->n_out,
+                     (json_int_t)t->n_in, "bpw", t->bpw, "err", t->err, "err_target", t->err_target, "damp", t->damp, "seconds",
+                     t->seconds);
+}
+
+static void on_tensor(void *ud, const struct quant_tensor *t)
+{
+    const struct reporter *r = ud;
+    if (!r->fn)
+        return;
+    json_t *j = tensor_json(t);
+    char *text = json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(6));
+    if (text)
+        r->fn(r->ud, D2Q_LOG_TENSOR, text, 0, 0);
+    free(text);
+    json_decref(j);
+}
+
+static int log_bridge(void *ud, enum log_kind kind, const char *text, double done, double total)
+{
+    const struct reporter *r = ud;
+    return r->fn ? r->fn(r->ud, (int)kind, text, done, total) : 0;
+}
+
+static int make_calib(struct model *m, const d2q_quantize_options *in, const struct log *log, struct calib *c, struct err *e)
+{
+    if (strcmp(in->calib, "self")) {
+        if (calib_from_file(c, m, in->calib, in->nsamples, in->seqlen, in->seed, e))
+            return -1;
+    } else {
+        struct token_list ids = { 0 };
+        int rc = session_generate_text(m, in->nsamples, in->seqlen, in->seed, 0, log, &ids, e) ||
+                 calib_from_tokens(c, ids.ids, (int64_t)ids.n, in->nsamples, in->seqlen, in->seed, e);
+        mem_free(ids.ids);
+        if (rc)
+            return -1;
+    }
+    if (calib_tokens(c) < in->nsamples * in->seqlen)
+        log_warn(log, "calibration: %lld sequences, %lld tokens; %lld x %lld were asked for", (long long)c->n,
+                 (long long)calib_tokens(c), (long long)in->nsamples, (long long)in->seqlen);
+    return 0;
+}
+
+static json_t *result_json(const struct model *m, const d2q_quantize_options *in, const struct quant_options *o,
+                           const struct quant_result *res)
+{
+    json_t *root = json_object(), *tensors = json_array(), *blocks = json_array();
+    double bytes = 0;
+    for (int64_t i = 0; i < res->n_tensors; i++) {
+        json_array_append_new(tensors, tensor_json(&res->tensors[i]));
+        bytes += res->tensors[i].bpw / 8 * (double)res->tensors[i].n_out * (double)res->tensors[i].n_in;
+    }
+    for (int64_t i = 0; i < m->hp.n_layer; i++) {
+        const struct quant_block *b = &res->blocks[i];
+        json_array_append_new(blocks, json_pack("{sfsfsfsfsfsfsf}", "dac_share", b->dac_share, "dac_gain", b->dac_gain,
+                                                "dac_shift", b->dac_shift, "dsq_min", b->dsq_min, "dsq_max", b->dsq_max,
+                                                "dsq_gain", b->dsq_gain, "out_err", b->out_err));
+    }
+    json_object_set_new(root, "options", options_json(in, o));
+    json_object_update_new(root, json_pack("{sfsfsfsfsfsIsoso}", "bpw", res->bpw, "quantized_bytes", bytes, "seconds_forward",
+                                           res->seconds_forward, "seconds_stats", res->seconds_stats, "seconds_solve",
+                                           res->seconds_solve, "calib_tokens", (json_int_t)res->calib_tokens, "tensors", tensors,
+                                           "blocks", blocks));
+    json_object_set_new(root, "backend", json_pack("{ssss}", "isa", backend_isa(), "blas", backend_blas()));
+    return root;
+}
+
+int d2q_quantize(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_error *err)
+{
+    struct quant_options o;
+    struct err e;
+    struct calib c = { 0 };
+    struct quant_result res = { 0 };
+    struct reporter rep = { in->log, in->log_ud };
+    struct log log = { log_bridge, &rep };
+    double t0 = log_now();
+    int rc = api_quant_options(in, &o, &e);
+    bool calib = !rc && method_table[o.method].needs_calib;
+    if (calib)
+        rc = make_calib(dm->m, in, &log, &c, &e);
+    rc = rc || quantize_model(dm->m, &o, calib ? &c : NULL, &log, on_tensor, &rep, &res, &e);
+    json_t *root = rc ? NULL : result_json(dm->m, in, &o, &res);
+    quant_result_release(&res);
+    calib_release(&c);
+    if (rc)
+        return api_fail(err, &e);
+    api_common(root, t0);
+    return api_json(root, json, err);
+}
+
+/* ---- export ------------------------------------------------------------------------------- */
+
+int d2q_export_check(d2q_model *dm, const char *format, const d2q_quantize_options *q, const d2q_export_options *in,
+                     d2q_error *err)
+{
+    struct err e;
+    struct quant_options qo;
+    struct export_options o = { .drop_corrections = in && in->drop_corrections, .as_llama = in && in->as_llama };
+    struct export_plan plan = { .quantized = q != NULL };
+    if (q && api_quant_options(q, &qo, &e))
+        return api_fail(err, &e);
+    plan.mlp_bias = q && qo.dac;
+    return export_check(dm->m, format, &o, q ? &plan : NULL, &e) ? api_fail(err, &e) : 0;
+}
+
+int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_export_options *in, char **json, d2q_error *err)
+{
+    struct err e;
+    struct reporter rep = { in ? in->log : NULL, in ? in->log_ud : NULL };
+    struct log log = { log_bridge, &rep };
+    struct export_options o = { .drop_corrections = in && in->drop_corrections, .as_llama = in && in->as_llama };
+    const struct exporter *x = exporter_by_name(format, &e);
+    uint64_t bytes = 0;
+    if (!x)
+        return api_fail(err, &e);
+    json_t *meta = in && in->meta ? json_loads(in->meta, 0, NULL) : NULL;
+    o.meta = meta;
+    int rc = export_model(dm->m, format, path, &o, &log, &bytes, &e);
+    json_decref(meta);
+    if (rc)
+        return api_fail(err, &e);
+    return api_json(json_pack("{sssssIss}", "format", format, "path", path, "bytes", (json_int_t)bytes, "loads", x->loads), json,
+                    err);
+}

@@ -1,0 +1,99 @@
+/* session: see session.h. */
+#include "run/session.h"
+
+#include <string.h>
+
+#define PREFILL 256 /* tokens of a prompt at once */
+#define MAX_PIECE 512
+
+int session_init(struct session *s, const struct model *m, int64_t cap, struct err *e)
+{
+    memset(s, 0, sizeof *s);
+    arena_init(&s->arena);
+    s->m = m;
+    if (cap < 1)
+        return err_set(e, ERR_USAGE, "a session of %lld tokens makes no sense", (long long)cap);
+    if (kv_init(&s->kv, &m->hp, cap, cap < PREFILL ? cap : PREFILL, e))
+        return -1;
+    s->logits = arena_alloc(&s->arena, (size_t)m->hp.n_vocab, sizeof *s->logits);
+    s->scratch = arena_alloc(&s->arena, (size_t)m->hp.n_vocab, sizeof *s->scratch);
+    if (!s->logits || !s->scratch) {
+        session_release(s);
+        return err_nomem(e, "session", (size_t)m->hp.n_vocab * 12);
+    }
+    return 0;
+}
+
+void session_release(struct session *s)
+{
+    kv_release(&s->kv);
+    arena_release(&s->arena);
+    memset(s, 0, sizeof *s);
+}
+
+static int prefill(struct session *s, const int32_t *ids, int64_t n, struct err *e)
+{
+    int64_t batch = s->kv.f.cap;
+    for (int64_t i = 0; i < n; i += batch) {
+        int64_t k = n - i < batch ? n - i : batch;
+        if (kv_forward(s->m, &s->kv, ids + i, k, false, i + k == n ? s->logits : NULL, e))
+            return -1;
+    }
+    return 0;
+}
+
+int session_generate(struct session *s, const int32_t *ids, int64_t n, const struct session_options *o,
+                     session_emit_fn emit, void *ud, struct session_stats *st, struct err *e)
+{
+    const struct tokenizer *tok = s->m->tok;
+    struct rng rng;
+    double start = log_now();
+    memset(st, 0, sizeof *st);
+    rng_init(&rng, o->seed, 0);
+    if (n < 1 && s->kv.n == 0)
+        return err_set(e, ERR_USAGE, "the prompt is empty, and the model has no start token to begin with");
+    if (n > 0 && prefill(s, ids, n, e))
+        return -1;
+    st->n_prompt = n;
+    st->prefill_seconds = log_now() - start;
+    start = log_now();
+    for (; st->n_new < o->max_new; st->n_new++) {
+        char piece[MAX_PIECE];
+        int32_t id = sample_token(s->logits, s->m->hp.n_vocab, &o->sample, &rng, s->scratch);
+        st->ended = tok && !o->ignore_eog && tokenizer_is_eog(tok, id);
+        if (st->ended)
+            break;
+        size_t len = 0;
+        if (tok && id < tokenizer_n_vocab(tok))
+            len = tokenizer_piece(tok, id, false, piece, sizeof piece);
+        if (emit && emit(ud, id, piece, len < sizeof piece ? len : sizeof piece))
+            break;
+        if (s->kv.n == s->kv.cap) { /* full: the text ends with this token */
+            st->n_new++;
+            break;
+        }
+        /* the last token is run too, so that a further call goes on after it */
+        if (kv_forward(s->m, &s->kv, &id, 1, false, s->logits, e))
+            return -1;
+    }
+    st->decode_seconds = log_now() - start;
+    return 0;
+}
+
+int session_run(const struct model *m, const char *prompt, size_t n, const struct session_options *o,
+                session_emit_fn emit, void *ud, struct session_stats *st, struct err *e)
+{
+    struct token_list ids = { 0 };
+    struct session s;
+    if (!m->tok)
+        return err_set(e, ERR_USAGE, "%s: there is no tokenizer, so text cannot be generated", m->ck->path);
+    if (o->max_new < 0 || o->max_new > INT32_MAX)
+        return err_set(e, ERR_USAGE, "%lld new tokens make no sense", (long long)o->max_new);
+    int rc = tokenizer_encode(m->tok, prompt, n, true, true, &ids, e);
+    if (!rc && !(rc = session_init(&s, m, (int64_t)ids.n + o->max_new + 1, e))) {
+        rc = session_generate(&s, ids.ids, (int64_t)ids.n, o, emit, ud, st, e);
+        session_release(&s);
+    }
+    mem_free(ids.ids);
+    return rc;
+}
