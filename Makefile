@@ -36,11 +36,11 @@ endif
 
 # Instruction sets: only files named *_<isa>.c get flags beyond the baseline.
 ARCH := $(shell $(CC) -dumpmachine | cut -d- -f1)
-ISA_FLAGS_generic := -O3
-ISA_FLAGS_avx2    := -O3 -mavx2 -mfma -mf16c -ffp-contract=fast
+ISA_FLAGS_generic := -O3 -Wno-psabi
+ISA_FLAGS_avx2    := -O3 -Wno-psabi -mavx2 -mfma -mf16c -ffp-contract=fast
 ISA_FLAGS_avx512  := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c \
                      -mprefer-vector-width=512 -ffp-contract=fast
-ISA_FLAGS_neon    := -O3 -ffp-contract=fast
+ISA_FLAGS_neon    := -O3 -Wno-psabi -ffp-contract=fast
 ISA_SKIP := $(if $(filter x86_64,$(ARCH)),neon,$(if $(filter aarch64,$(ARCH)),avx2 avx512,avx2 avx512 neon))
 
 SRC := $(filter-out $(foreach i,$(ISA_SKIP),%_$(i).c),$(shell find src -name '*.c' | LC_ALL=C sort))

@@ -324,13 +324,14 @@ static void refuses_other_paths(void **state)
     struct checkpoint *c = NULL;
     struct err e = { 0 };
     scratch_write(text, "hello", 5);
-    scratch_write(gguf, "hello", 5);
+    scratch_write(gguf, "hello, this is no model", 23);
     assert_int_equal(checkpoint_open(&c, scratch_path(dir, "absent"), &e), -1);
     assert_non_null(strstr(e.msg, "no such file or folder"));
     assert_int_equal(checkpoint_open(&c, text, &e), -1);
     assert_non_null(strstr(e.msg, "expected a Hugging Face folder or a GGUF file"));
     assert_int_equal(checkpoint_open(&c, gguf, &e), -1); /* the name says GGUF: its reader's error */
-    assert_non_null(strstr(e.msg, "magic"));
+    if (!strstr(e.msg, "GGUF"))
+        fail_msg("%s", e.msg);
     assert_int_equal(checkpoint_open(&c, "", &e), -1);
     scratch_remove(dir);
 }

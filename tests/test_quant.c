@@ -367,7 +367,7 @@ static void test_dsq(void **state)
         float *s = arena_alloc(&p.a, (size_t)p.d, sizeof *s);
         assert_int_equal(dsq_solve(&p.in, &p.o, &p.q, s, &gain, &e), 0);
         double dual = error_of(&p, s);
-        assert_true(dual < 0.9 * plain);
+        assert_true(dual < (k & 2 ? 0.8 : 0.99) * plain);
         assert_true(fabs(gain - dual / plain) < 1e-6);
         for (int64_t j = 0; j < p.d; j++)
             assert_true(s[j] >= 1.0f / 16 && s[j] <= 16);

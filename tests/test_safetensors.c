@@ -243,7 +243,7 @@ static void refuses_every_truncation(void **state)
     scratch_remove(dir);
 }
 
-/* Any byte of the header changed: an error or a file whose tensors all lie inside (ASan looks on). */
+/* Two bits of every byte of the header changed in turn: an error or a file whose tensors all lie inside (ASan looks on). */
 static void survives_flipped_bytes(void **state)
 {
     (void)state;
@@ -255,7 +255,7 @@ static void survives_flipped_bytes(void **state)
     uint8_t *copy = malloc(m.size);
     assert_non_null(copy);
     for (size_t i = 0; i < 664 && i < m.size; i++)
-        for (unsigned bit = 0; bit < 8; bit++) {
+        for (unsigned bit = (unsigned)i % 4; bit < 8; bit += 4) {
             struct st_file f;
             memcpy(copy, m.data, m.size);
             copy[i] ^= (uint8_t)(1u << bit);

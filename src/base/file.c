@@ -67,6 +67,16 @@ void file_map_release(struct file_map *m)
     memset(m, 0, sizeof *m);
 }
 
+void file_map_forget(const struct file_map *m, const void *p, size_t n)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), base = (uintptr_t)m->data, a = (uintptr_t)p;
+    if (!m->data || a < base || a - base > m->size || n > m->size - (a - base))
+        return;
+    uintptr_t first = (a + page - 1) / page * page, end = (a + n) / page * page;
+    if (first < end)
+        madvise((void *)first, end - first, MADV_DONTNEED);
+}
+
 int file_read(const char *path, size_t max, char **out, size_t *size, struct err *e)
 {
     int fd;

@@ -21,6 +21,8 @@ struct file_map {
 
 int file_map_open(struct file_map *m, const char *path, struct err *e);
 void file_map_release(struct file_map *m); /* safe on a zeroed struct */
+/* Gives back the memory of the whole pages in [p, p+n); they are read again when touched. Outside the mapping: nothing. */
+void file_map_forget(const struct file_map *m, const void *p, size_t n);
 
 /* Whole file into a fresh NUL-terminated block (mem_free). Files larger than max are refused. */
 int file_read(const char *path, size_t max, char **out, size_t *size, struct err *e);

@@ -73,10 +73,12 @@ static int add_layer(struct weights *w, const struct model *m, int64_t l, struct
     if (add_vector(w, layer->attn_norm, hp->n_embd, arena_printf(a, "%s.input_layernorm.weight", base), e) ||
         add_vector(w, layer->ffn_norm, hp->n_embd, arena_printf(a, "%s.post_attention_layernorm.weight", base), e))
         return -1;
-    if (layer->q_norm && add_vector(w, layer->q_norm, hp->head_dim, arena_printf(a, "%s.self_attn.q_norm.weight", base), e))
-        return -1;
-    if (layer->k_norm && add_vector(w, layer->k_norm, hp->head_dim, arena_printf(a, "%s.self_attn.k_norm.weight", base), e))
-        return -1;
+    const float *qk[2] = { layer->q_norm, layer->k_norm };
+    for (int i = 0; i < 2; i++) {
+        char *name = qk[i] ? arena_printf(a, "%s.self_attn.%c_norm.weight", base, "qk"[i]) : NULL;
+        if (qk[i] && add_vector(w, qk[i], hp->head_dim, name, e))
+            return -1;
+    }
     for (int r = 0; r < ROLE_COUNT; r++) {
         const struct linear *lin = &layer->lin[r];
         bool bias = r <= ROLE_V ? w->biases.qkv : r == ROLE_O ? w->biases.o : w->biases.mlp;
@@ -308,6 +310,13 @@ int weights_write(const struct weights *w, const char *dir, const struct log *lo
 
 /* ---- verifying ----------------------------------------------------------------- */
 
+/* What has been compared need not stay in memory: a verified folder would count as large as itself. */
+static void forget(const struct checkpoint *c, const void *data, size_t n)
+{
+    for (int i = 0; i < c->n_shards; i++)
+        file_map_forget(&c->shards[i].map, data, n);
+}
+
 static int verify_floats(const struct item *it, const struct checkpoint *c, struct progress *p, struct err *e)
 {
     struct tensor t;
@@ -316,7 +325,7 @@ static int verify_floats(const struct item *it, const struct checkpoint *c, stru
         return found < 0 ? -1 : err_set(e, ERR_IO, "%s: tensor %s is missing after writing", c->path, it->name);
     if (tensor_expect(&t, it->dim[0], it->n_dims == 2 ? it->dim[1] : -1, e))
         return -1;
-    int64_t rows = item_rows(it), cols = item_cols(it), chunk = chunk_rows(it);
+    int64_t rows = item_rows(it), cols = item_cols(it), chunk = chunk_rows(it), width = it->dtype == ST_F16 ? 2 : 4;
     float *a = mem_alloc((size_t)(2 * chunk * cols), sizeof *a), *b = a + chunk * cols;
     if (!a)
         return err_nomem(e, it->name, (size_t)(2 * chunk * cols) * sizeof *a);
@@ -329,7 +338,8 @@ static int verify_floats(const struct item *it, const struct checkpoint *c, stru
             rc = err_set(e, ERR_IO, "%s: tensor %s differs from the model after writing (rows %lld to %lld)", c->path,
                          it->name, (long long)row, (long long)(row + n - 1));
         else
-            rc = step(p, (uint64_t)(n * cols) * (it->dtype == ST_F16 ? 2 : 4), e);
+            rc = step(p, (uint64_t)(n * cols * width), e);
+        forget(c, (const uint8_t *)t.data + row * cols * width, (size_t)(n * cols * width));
     }
     mem_free(a);
     return rc;
@@ -371,6 +381,9 @@ static int verify_gptq(const struct item *it, const struct checkpoint *c, struct
         rc = err_set(e, ERR_IO, "%s: tensor %s is missing after writing", c->path, it->name);
     else if (what)
         rc = err_set(e, ERR_IO, "%s: %s of %s differ from the model after writing", c->path, what, prefix);
+    const struct st_entry *en = checkpoint_entry(c, it->name);
+    if (en)
+        forget(c, en->data, en->size);
     arena_release(&a);
     return rc < 0 ? -1 : step(p, item_bytes(it), e);
 }

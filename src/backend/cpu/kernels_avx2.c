@@ -1,0 +1,3 @@
+/* The element-wise kernels for avx2; the Makefile gives this file its flags. */
+#define KERNELS_ISA avx2
+#include "backend/cpu/body.h"

@@ -1,0 +1,3 @@
+/* The element-wise kernels for avx512; the Makefile gives this file its flags. */
+#define KERNELS_ISA avx512
+#include "backend/cpu/body.h"

@@ -1,0 +1,3 @@
+/* The element-wise kernels for neon; the Makefile gives this file its flags. */
+#define KERNELS_ISA neon
+#include "backend/cpu/body.h"

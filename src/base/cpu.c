@@ -1,0 +1,61 @@
+#include "base/cpu.h"
+
+#include <stdint.h>
+
+bool cpu_has_generic(void)
+{
+    return true;
+}
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+#define BIT(r, n) (((r) >> (n)) & 1u)
+
+/* XCR0: the register sets that the OS saves on a context switch. */
+static uint32_t saved_state(void)
+{
+    uint32_t a, b, c, d, lo, hi;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !BIT(c, 27)) /* OSXSAVE */
+        return 0;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    return lo;
+}
+
+bool cpu_has_avx2(void)
+{
+    uint32_t a, b, c, d;
+    if ((saved_state() & 0x6) != 0x6) /* xmm, ymm */
+        return false;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !BIT(c, 12) || !BIT(c, 28) || !BIT(c, 29)) /* FMA, AVX, F16C */
+        return false;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && BIT(b, 5);
+}
+
+bool cpu_has_avx512(void)
+{
+    uint32_t a, b, c, d;
+    if (!cpu_has_avx2() || (saved_state() & 0xe6) != 0xe6) /* and opmask, zmm */
+        return false;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && BIT(b, 16) && BIT(b, 17) && BIT(b, 30) && BIT(b, 31);
+}
+#else
+bool cpu_has_avx2(void)
+{
+    return false;
+}
+
+bool cpu_has_avx512(void)
+{
+    return false;
+}
+#endif
+
+bool cpu_has_neon(void)
+{
+#if defined(__aarch64__)
+    return true; /* part of the base architecture */
+#else
+    return false;
+#endif
+}
