@@ -42,9 +42,23 @@ struct linear_job {
     float *scratch;        /* unpack: the chunk; dots: one row per worker */
 };
 
+/* Can be used where it lies; tensors in a file need not be aligned. */
 static bool stored_plain(const struct tensor *w)
 {
-    return w->type == DT_F32 && !w->perm_dim;
+    return w->type == DT_F32 && !w->perm_dim && (uintptr_t)w->data % sizeof(float) == 0;
+}
+
+/* tensor_rows_f32, with the conversions that gain from vector code taken from the kernels. */
+static void unpack_rows(const struct linear_job *j, int64_t row0, int64_t n, float *dst)
+{
+    if (j->w->type != DT_F16 && j->w->type != DT_BF16) {
+        tensor_rows_f32(j->w, row0, n, dst);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++, dst += j->n_in) {
+        const uint8_t *row = (const uint8_t *)j->w->data + 2 * j->n_in * tensor_stored_row(j->w, row0 + i);
+        (j->w->type == DT_F16 ? j->k->f16_row : j->k->bf16_row)(row, dst, j->n_in);
+    }
 }
 
 /* ---- a few tokens ---------------------------------------------------------- */
@@ -57,7 +71,7 @@ static void dots_item(void *ctx, size_t item, int worker)
     for (int64_t r = r0; r < r1; r++) {
         const float *w = j->rows ? j->rows + r * j->n_in : row;
         if (!j->rows)
-            tensor_rows_f32(j->w, r, 1, row);
+            unpack_rows(j, r, 1, row);
         j->k->dots(w, j->x, j->n_in, j->n, j->n_in, dot);
         for (int64_t t = 0; t < j->n; t++) {
             float *y = j->y + t * j->n_out + r, v = dot[t] + (j->bias ? j->bias[r] : 0.0f);
@@ -84,7 +98,7 @@ static void unpack_item(void *ctx, size_t item, int worker)
     (void)worker;
     const struct linear_job *j = ctx;
     int64_t r0 = (int64_t)item * j->step;
-    tensor_rows_f32(j->w, j->row0 + r0, min_i64(j->step, j->n_rows - r0), j->scratch + r0 * j->n_in);
+    unpack_rows(j, j->row0 + r0, min_i64(j->step, j->n_rows - r0), j->scratch + r0 * j->n_in);
 }
 
 static void product_item(void *ctx, size_t item, int worker)

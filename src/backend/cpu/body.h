@@ -357,6 +357,38 @@ static int64_t find_bad(const float *x, int64_t n)
     return -1;
 }
 
+/* ---- unpacking -------------------------------------------------------------- */
+
+INLINE uint32_t load_u16(const uint8_t *p)
+{
+    uint16_t h;
+    memcpy(&h, p, sizeof h);
+    return h;
+}
+
+/* The half's bits, moved, are the float times 2^-112 exactly, subnormals too. */
+static void f16_row(const void *row, float *dst, int64_t n)
+{
+    const uint8_t *p = row;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t h = load_u16(p + 2 * i);
+        union { uint32_t u; float f; } v = { (h & 0x7fff) << 13 };
+        uint32_t special = (h & 0x7c00) == 0x7c00 ? v.u | 0x7f800000u : 0;
+        v.f *= 0x1p112f;
+        v.u = (special ? special : v.u) | (h & 0x8000) << 16;
+        dst[i] = v.f;
+    }
+}
+
+static void bf16_row(const void *row, float *dst, int64_t n)
+{
+    const uint8_t *p = row;
+    for (int64_t i = 0; i < n; i++) {
+        union { uint32_t u; float f; } v = { load_u16(p + 2 * i) << 16 };
+        dst[i] = v.f;
+    }
+}
+
 #define TABLE_(isa) cpu_kernels_##isa
 #define TABLE(isa) TABLE_(isa)
 #define NAME_(isa) #isa
@@ -364,5 +396,5 @@ static int64_t find_bad(const float *x, int64_t n)
 
 const struct cpu_kernels TABLE(KERNELS_ISA) = {
     NAME(KERNELS_ISA), dots, weighted_sum, rmsnorm, rope_angles, rope, silu_mul, add,
-    exp_inplace, softmax, sum_exp, find_bad,
+    exp_inplace, softmax, sum_exp, find_bad, f16_row, bf16_row,
 };

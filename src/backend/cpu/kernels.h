@@ -31,6 +31,9 @@ struct cpu_kernels {
     /* *max = max x, returns sum exp(x - max); n > 0 */
     double (*sum_exp)(const float *x, int64_t n, float *max);
     int64_t (*find_bad)(const float *x, int64_t n); /* first NaN or Inf, or -1 */
+    /* Bit-equal to dtype_f16_to_f32 and dtype_bf16_to_f32; row need not be aligned. */
+    void (*f16_row)(const void *row, float *dst, int64_t n);
+    void (*bf16_row)(const void *row, float *dst, int64_t n);
 };
 
 #define ISA(name) extern const struct cpu_kernels cpu_kernels_##name;
