@@ -1,0 +1,16 @@
+/* cmd: the commands. Rows of commands.def. */
+#ifndef D2Q_CLI_CMD_H
+#define D2Q_CLI_CMD_H
+
+#include "cli/opt.h"
+
+#define COMMAND(name, operands, help) int cmd_##name(const struct opt_spec *spec, int argc, char **argv);
+#include "cli/commands.def"
+#undef COMMAND
+
+/* One per cmd_*.c. */
+#define COMMAND(name, operands, help) extern const struct opt cmd_##name##_opts[];
+#include "cli/commands.def"
+#undef COMMAND
+
+#endif

@@ -1,0 +1,264 @@
+/* d2q quantize: plan, quantize, write. What can be refused is refused before the work: options, what the format carries,
+ * room on the disk. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include "cli/cmd.h"
+#include "cli/progress.h"
+#include "cli/show.h"
+
+struct args {
+    struct common c;
+    const char *out;
+    struct opt_list formats;
+    int dry_run;
+    d2q_quantize_options q;
+    d2q_export_options x;
+};
+
+#define AT(member) offsetof(struct args, member)
+const struct opt cmd_quantize_opts[] = {
+    { "out", 'o', OPT_STR, AT(out), "OUT", NULL, 0, 0, "folder to write", NULL },
+    { "method", 0, OPT_STR, AT(q.method), NULL, "@methods", 0, 0, "how codes are found", NULL },
+    { "recipe", 0, OPT_STR, AT(q.recipe), NULL, "default|paper", 0, 0, "d2quant: what measures best, or the paper alone", NULL },
+    { "bits", 0, OPT_INT, AT(q.bits), NULL, "2|3|4", 2, 4, "bits of a code", NULL },
+    { "group", 0, OPT_INT, AT(q.group), "N", NULL, 0, 1 << 24, "inputs that share a scale; 0: a whole row", NULL },
+    { "grid", 0, OPT_STR, AT(q.grid), NULL, "asym|sym", 0, 0, "with or without zero points", NULL },
+    { "dsq", 0, OPT_ONOFF, AT(q.dsq), NULL, NULL, 0, 0, "second scale of down_proj, merged into up_proj", "the recipe's" },
+    { "dac", 0, OPT_ONOFF, AT(q.dac), NULL, NULL, 0, 0, "mean correction at the norm after attention", "the recipe's" },
+    { "propagate", 0, OPT_PAIR, AT(q.alpha), "A,B|off", NULL, 0, 2, "aim at the float path", "the recipe's" },
+    { "order", 0, OPT_STR, AT(q.order), NULL, "none|act", 0, 0, "column order: as stored, or by activation", "the method's" },
+    { "search", 0, OPT_STR, AT(q.search), NULL, "minmax|mse|hessian", 0, 0, "how scales are found", "the method's" },
+    { "sweeps", 0, OPT_INT, AT(q.sweeps), "N", NULL, 0, 100, "coordinate-descent sweeps after the solve", "the recipe's" },
+    { "damp", 0, OPT_NUM, AT(q.damp), "X", NULL, 0, 1, "added to the Hessian, as a share of its mean diagonal", "0.01" },
+    { "sinks", 0, OPT_STR, AT(q.sinks), NULL, "keep|skip|clip", 0, 0, "tokens with massive activations", "the method's" },
+    { "on-failure", 0, OPT_STR, AT(q.on_failure), NULL, "stop|rtn|keep", 0, 0, "when a matrix cannot be solved", NULL },
+    { "calib", 0, OPT_STR, AT(q.calib), "FILE|self", NULL, 0, 0, "text, JSONL, or text the model makes up", NULL },
+    { "nsamples", 0, OPT_I64, AT(q.nsamples), "N", NULL, 1, 1 << 24, "calibration sequences", NULL },
+    { "seqlen", 0, OPT_I64, AT(q.seqlen), "N", NULL, 2, 1 << 20, "tokens in each", NULL },
+    { "seed", 0, OPT_U64, AT(q.seed), "N", NULL, 0, 9007199254740992.0, "of the choice of calibration text", NULL },
+    { "format", 0, OPT_STRS, AT(formats), NULL, "@formats", 0, 0, "several make OUT a folder with one of each", "gptq" },
+    { "drop-corrections", 0, OPT_FLAG, AT(x.drop_corrections), NULL, NULL, 0, 0,
+      "leave out what the format cannot carry, with a warning", NULL },
+    { "as-llama", 0, OPT_FLAG, AT(x.as_llama), NULL, NULL, 0, 0, "write Mistral, Qwen2 as Llama, which carries DAC", NULL },
+    { "dry-run", 0, OPT_FLAG, AT(dry_run), NULL, NULL, 0, 0, "print the plan and stop", NULL },
+    { 0 },
+};
+
+/* ---- before the work ------------------------------------------------------------- */
+
+static int ends_with(const char *s, const char *end)
+{
+    size_t n = strlen(s), k = strlen(end);
+    return n >= k && !strcmp(s + n - k, end);
+}
+
+static int check_args(const struct opt_spec *spec, struct args *a)
+{
+    if (!a->out && !a->dry_run)
+        return opt_usage(spec->command, "-o OUT is missing");
+    if (a->out && ends_with(a->out, ".gguf"))
+        return opt_usage(spec->command, "-o %s: GGUF files are not written yet; name a folder", a->out);
+    for (int i = 0; i < a->formats.n; i++)
+        for (int j = 0; j < i; j++)
+            if (!strcmp(a->formats.v[i], a->formats.v[j]))
+                return opt_usage(spec->command, "--format %s is given twice", a->formats.v[i]);
+    if (!a->formats.n)
+        a->formats.v[a->formats.n++] = "gptq";
+    a->q.kept_f32 = a->formats.n == 1 && !strcmp(a->formats.v[0], "hf");
+    return -1;
+}
+
+/* Bytes free where OUT will be, or -1. */
+static double disk_free(const char *out)
+{
+    char dir[4096];
+    struct statvfs v;
+    snprintf(dir, sizeof dir, "%s", out && *out ? out : ".");
+    while (statvfs(dir, &v)) {
+        char *slash = strrchr(dir, '/');
+        if (!slash)
+            return statvfs(".", &v) ? -1 : (double)v.f_bavail * (double)v.f_frsize;
+        slash[slash == dir] = '\0';
+        if (slash == dir && statvfs(dir, &v))
+            return -1;
+    }
+    return (double)v.f_bavail * (double)v.f_frsize;
+}
+
+/* The plan with what the command knows besides. NULL: *rc is the exit status, an error was shown. */
+static json_t *make_plan(const struct opt_spec *spec, d2q_model *m, struct args *a, int *rc)
+{
+    char *text = NULL;
+    d2q_error e;
+    if (d2q_plan(m, &a->q, &text, &e)) {
+        *rc = e.code == D2Q_ERR_USAGE ? opt_usage(spec->command, "%s", e.message) : show_error(&e);
+        return NULL;
+    }
+    json_t *plan = show_parse(text);
+    *rc = EXIT_FAILED;
+    for (int i = 0; plan && i < a->formats.n; i++)
+        if (d2q_export_check(m, a->formats.v[i], &a->q, &a->x, &e)) {
+            *rc = show_error(&e);
+            json_decref(plan);
+            return NULL;
+        }
+    if (!plan)
+        return NULL;
+    double free = disk_free(a->out), need = 0;
+    for (int i = 0; i < a->formats.n; i++) /* hf holds every weight as F32 */
+        need += strcmp(a->formats.v[i], "hf") ? show_num(plan, "bytes") : 4 * show_num(plan, "parameters");
+    json_object_set_new(plan, "disk_bytes", json_real(need));
+    json_object_set_new(plan, "disk_free_bytes", json_real(free));
+    if (a->dry_run || free < 0 || need <= free)
+        return plan;
+    fprintf(stderr, "d2q: error: %s: the disk has %.0f bytes free, the output needs %.0f\n", a->out, free, need);
+    json_decref(plan);
+    return NULL;
+}
+
+static void plan_line(const json_t *plan, FILE *f)
+{
+    char out[24], memory[24], time[24];
+    show_bytes(show_num(plan, "disk_bytes"), out, sizeof out);
+    show_bytes(show_num(plan, "peak_bytes"), memory, sizeof memory);
+    show_seconds(show_num(plan, "estimated_seconds"), time, sizeof time);
+    fprintf(f, "plan: %zu matrices at %.3f bits a weight, output %s, peak memory %s, about %s\n",
+            json_array_size(json_object_get(plan, "tensors")), show_num(plan, "bpw"), out, memory, time);
+}
+
+static int print_plan(const json_t *plan)
+{
+    const json_t *list = json_object_get(plan, "tensors"), *t;
+    char free[24];
+    size_t i;
+    json_array_foreach(list, i, t)
+    {
+        const json_t *shape = json_object_get(t, "shape");
+        printf("%-44s %-14s %lld x %lld\n", show_str(t, "name"), show_str(t, "type"),
+               (long long)json_integer_value(json_array_get(shape, 0)), (long long)json_integer_value(json_array_get(shape, 1)));
+    }
+    plan_line(plan, stdout);
+    show_bytes(show_num(plan, "disk_free_bytes"), free, sizeof free);
+    printf("disk: %s free\n", free);
+    return show_flush();
+}
+
+/* ---- writing ----------------------------------------------------------------------- */
+
+/* How the weights were made, for the output: nothing that differs from run to run. */
+static char *make_meta(const json_t *r)
+{
+    char maker[64];
+    snprintf(maker, sizeof maker, "d2quant:%s", d2q_version());
+    json_t *meta = json_pack("{s[s]sOsO}", "quantizer", maker, "options", json_object_get(r, "options"), "backend",
+                             json_object_get(r, "backend"));
+    char *text = meta ? json_dumps(meta, JSON_COMPACT) : NULL;
+    json_decref(meta);
+    return text;
+}
+
+static int export_all(d2q_model *m, struct args *a, json_t *r, d2q_error *e)
+{
+    json_t *outputs = json_array();
+    char *meta = make_meta(r), path[4096];
+    double bytes = 0;
+    int rc = 0;
+    json_object_set_new(r, "outputs", outputs);
+    a->x.meta = meta;
+    if (a->formats.n > 1)
+        mkdir(a->out, 0777); /* the first file says why if that failed */
+    for (int i = 0; i < a->formats.n && !rc; i++) {
+        char *text = NULL;
+        snprintf(path, sizeof path, "%s%s%s", a->out, a->formats.n > 1 ? "/" : "", a->formats.n > 1 ? a->formats.v[i] : "");
+        rc = d2q_export(m, a->formats.v[i], path, &a->x, &text, e);
+        json_t *o = rc ? NULL : show_parse(text);
+        bytes += show_num(o, "bytes");
+        json_array_append_new(outputs, o);
+    }
+    json_object_set_new(r, "bytes", json_integer((json_int_t)bytes));
+    free(meta); /* from jansson */
+    return rc;
+}
+
+static int print_result(const json_t *r, const json_t *plan)
+{
+    char before[24], after[24], memory[24], planned[24], time[24];
+    const json_t *o = json_object_get(r, "options"), *out;
+    size_t i;
+    show_bytes(show_num(plan, "source_bytes"), before, sizeof before);
+    show_bytes(show_num(r, "peak_rss_bytes"), memory, sizeof memory);
+    show_bytes(show_num(plan, "peak_bytes"), planned, sizeof planned);
+    show_seconds(show_num(r, "seconds"), time, sizeof time);
+    printf("quantized    %zu matrices, %s, %.0f bits, group %.0f, %s\n", json_array_size(json_object_get(r, "tensors")),
+           show_str(o, "method"), show_num(o, "bits"), show_num(o, "group"), show_str(o, "grid"));
+    printf("bits/weight  %.3f\n", show_num(r, "bpw"));
+    json_array_foreach(json_object_get(r, "outputs"), i, out)
+    {
+        show_bytes(show_num(out, "bytes"), after, sizeof after);
+        printf("size         %s -> %s\n", before, after);
+        printf("written      %s (%s)\nloads in     %s\n", show_str(out, "path"), show_str(out, "format"), show_str(out, "loads"));
+    }
+    printf("peak memory  %s (planned %s)\ntime         %s: forward %.1f s, statistics %.1f s, solving %.1f s\n", memory, planned,
+           time, show_num(r, "seconds_forward"), show_num(r, "seconds_stats"), show_num(r, "seconds_solve"));
+    return show_flush();
+}
+
+static int work(struct args *a, d2q_model *m, json_t *plan, double start)
+{
+    struct progress p;
+    char *text = NULL;
+    d2q_error e;
+    progress_init(&p, a->c.quiet);
+    a->q.log = a->x.log = progress_log;
+    a->q.log_ud = a->x.log_ud = &p;
+    int rc = d2q_quantize(m, &a->q, &text, &e);
+    json_t *r = rc ? NULL : show_parse(text);
+    if (!rc && !r)
+        return EXIT_FAILED;
+    rc = rc || export_all(m, a, r, &e);
+    progress_clear(&p);
+    if (rc) {
+        json_decref(r);
+        return show_error(&e);
+    }
+    show_common(r, start);
+    json_object_set(r, "source_bytes", json_object_get(plan, "source_bytes"));
+    json_object_set(r, "planned_peak_bytes", json_object_get(plan, "peak_bytes"));
+    if (a->c.json)
+        return show_json(r);
+    rc = print_result(r, plan);
+    json_decref(r);
+    return rc;
+}
+
+int cmd_quantize(const struct opt_spec *spec, int argc, char **argv)
+{
+    struct args a = { 0 };
+    d2q_error e;
+    double start = clock_now();
+    d2q_quantize_options_init(&a.q);
+    int rc = opt_parse(spec, argc, argv, &a);
+    if (rc >= 0 || (rc = check_args(spec, &a)) >= 0)
+        return rc;
+    interrupt_catch();
+    d2q_model *m = d2q_open(a.c.model, &e);
+    if (!m)
+        return show_error(&e);
+    json_t *plan = make_plan(spec, m, &a, &rc);
+    if (plan && a.dry_run) {
+        show_common(plan, start);
+        rc = a.c.json ? show_json(json_incref(plan)) : print_plan(plan);
+    } else if (plan) {
+        if (!a.c.quiet)
+            plan_line(plan, stderr);
+        rc = work(&a, m, plan, start);
+    }
+    json_decref(plan);
+    d2q_close(m);
+    return rc;
+}

@@ -1,0 +1,90 @@
+/* main: d2q COMMAND ... from the table of commands. Knows the library by its public header only. */
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/cmd.h"
+#include "cli/progress.h"
+#include "cli/show.h"
+
+static const struct command {
+    struct opt_spec spec;
+    int (*run)(const struct opt_spec *spec, int argc, char **argv);
+} commands[] = {
+#define COMMAND(name, operands, help) { { #name, operands, help, cmd_##name##_opts }, cmd_##name },
+#include "cli/commands.def"
+#undef COMMAND
+};
+
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
+
+static int usage(void)
+{
+    printf("d2q %s: quantizes language models below 4 bits (D2Quant, GPTQ)\n\nusage: d2q COMMAND ...\n\n", d2q_version());
+    for (int i = 0; i < N_COMMANDS; i++)
+        printf("  %-9s %-18s %s\n", commands[i].spec.command, commands[i].spec.operands, commands[i].spec.help);
+    printf("\n  d2q COMMAND --help   a command's options\n  d2q --list           methods, formats, families, types\n"
+           "  d2q --version\n\nMODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf file.\n"
+           "Exit status: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted.\n");
+    return show_flush();
+}
+
+static int list(void)
+{
+    static const char *const tables[] = { "methods", "formats", "families", "types" };
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
+        json_t *rows = show_parse(d2q_list(tables[i])), *row;
+        size_t k;
+        if (!rows)
+            return EXIT_FAILED;
+        printf("%s%s\n", i ? "\n" : "", tables[i]);
+        json_array_foreach(rows, k, row)
+        {
+            printf("  %-10s %s", show_str(row, "name"), show_str(row, "help"));
+            if (json_object_get(row, "bpw"))
+                printf("%g bits", show_num(row, "bpw"));
+            if (*show_str(row, "loads"))
+                printf("; loads in %s", show_str(row, "loads"));
+            putchar('\n');
+        }
+        json_decref(rows);
+    }
+    return show_flush();
+}
+
+static int unknown(const char *word)
+{
+    const char *names[N_COMMANDS + 1] = { NULL }, *near;
+    for (int i = 0; i < N_COMMANDS; i++)
+        names[i] = commands[i].spec.command;
+    near = opt_nearest(word, names);
+    if (near)
+        return opt_usage("", "unknown command '%s'; did you mean %s?", word, near);
+    return opt_usage("", "unknown command '%s'", word);
+}
+
+int main(int argc, char **argv)
+{
+    static char help[] = "--help";
+    static char *ask[] = { help, NULL };
+    if (argc < 2) {
+        opt_usage("", "a command is missing");
+        return EXIT_WRONG_USAGE;
+    }
+    const char *word = argv[1];
+    int asked = !strcmp(word, "help") || !strcmp(word, "--help") || !strcmp(word, "-h");
+    if (asked && argc == 2)
+        return usage();
+    if (!strcmp(word, "--version") || !strcmp(word, "-V")) {
+        printf("d2q %s\n", d2q_version());
+        return show_flush();
+    }
+    if (!strcmp(word, "--list"))
+        return list();
+    if (asked)
+        word = argv[2];
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (!strcmp(word, commands[i].spec.command)) {
+            return asked ? commands[i].run(&commands[i].spec, 1, ask) : commands[i].run(&commands[i].spec, argc - 2, argv + 2);
+        }
+    return unknown(word);
+}

@@ -1,0 +1,125 @@
+/* progress: see progress.h. */
+#include "cli/progress.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cli/show.h"
+#include "d2quant.h"
+
+#define PLAIN_EVERY 5.0 /* seconds */
+#define REDRAW_EVERY 0.1
+
+static volatile sig_atomic_t stop_flag;
+
+static void on_interrupt(int sig)
+{
+    (void)sig;
+    stop_flag = 1;
+}
+
+void interrupt_catch(void)
+{
+    struct sigaction a;
+    memset(&a, 0, sizeof a);
+    a.sa_handler = on_interrupt;
+    a.sa_flags = (int)SA_RESETHAND | SA_RESTART;
+    sigaction(SIGINT, &a, NULL);
+    sigaction(SIGTERM, &a, NULL);
+}
+
+int interrupted(void)
+{
+    return stop_flag;
+}
+
+double clock_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+void progress_init(struct progress *p, int quiet)
+{
+    memset(p, 0, sizeof *p);
+    p->quiet = quiet;
+    p->tty = isatty(STDERR_FILENO);
+}
+
+void progress_clear(struct progress *p)
+{
+    if (p->drawn)
+        fputs("\r\033[K", stderr);
+    p->drawn = 0;
+}
+
+/* What a step counts: its first word, the unit, and how many of its steps make one. */
+static const struct unit {
+    const char *kind, *unit;
+    double each;
+} units[] = {
+    { "block", "blocks", 4 },
+    { "perplexity", "windows", 1 },
+    { "calibration", "tokens", 1 },
+    { "writing", "MiB", 1048576 },
+    { "checking", "MiB", 1048576 },
+};
+
+static void step(struct progress *p, const char *text, double done, double total)
+{
+    double now = clock_now();
+    size_t n = strcspn(text, " ");
+    if (strlen(p->kind) != n || memcmp(p->kind, text, n)) {
+        snprintf(p->kind, sizeof p->kind, "%.*s", (int)n, text);
+        p->start = p->last = now;
+        p->base = done;
+        return;
+    }
+    if (p->quiet || now - p->last < (p->tty ? REDRAW_EVERY : PLAIN_EVERY))
+        return;
+    p->last = now;
+    double spent = now - p->start, part = done - p->base;
+    char rate[48] = "", left[24] = "?";
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+        if (!strcmp(units[i].kind, p->kind) && spent > 0)
+            snprintf(rate, sizeof rate, "  %.3g %s/s", part / units[i].each / spent, units[i].unit);
+    if (part > 0)
+        show_seconds((total - done) * spent / part, left, sizeof left);
+    if (p->tty)
+        fprintf(stderr, "\r\033[K%s  %3.0f %%%s  %s left", text, total > 0 ? 100 * done / total : 100, rate, left);
+    else
+        fprintf(stderr, "%s  %.0f %%%s  %s left\n", text, total > 0 ? 100 * done / total : 100, rate, left);
+    p->drawn = p->tty;
+}
+
+/* One finished matrix: text is its JSON. */
+static void tensor(const char *text)
+{
+    json_t *t = json_loads(text, 0, NULL);
+    const char *name = json_string_value(json_object_get(t, "name")), *type = json_string_value(json_object_get(t, "type"));
+    fprintf(stderr, "%-44s %-14s err %.3e  damp %-6.3g %6.2f s\n", name ? name : "?", type ? type : "?",
+            json_number_value(json_object_get(t, "err")), json_number_value(json_object_get(t, "damp")),
+            json_number_value(json_object_get(t, "seconds")));
+    json_decref(t);
+}
+
+int progress_log(void *ud, int kind, const char *text, double done, double total)
+{
+    struct progress *p = ud;
+    if (kind == D2Q_LOG_PROGRESS) {
+        step(p, text, done, total);
+        return interrupted();
+    }
+    if (p->quiet && kind != D2Q_LOG_WARN)
+        return 0;
+    progress_clear(p);
+    if (kind == D2Q_LOG_TENSOR)
+        tensor(text);
+    else
+        fprintf(stderr, "%s%s\n", kind == D2Q_LOG_WARN ? "d2q: warning: " : "", text);
+    return 0;
+}

@@ -1,0 +1,85 @@
+/* show: see show.h. */
+#include "cli/show.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "cli/progress.h"
+
+void show_bytes(double bytes, char *out, size_t cap)
+{
+    static const char *const unit[] = { "bytes", "KiB", "MiB", "GiB", "TiB" };
+    int i = 0;
+    while (bytes >= 1024 && i < 4) {
+        bytes /= 1024;
+        i++;
+    }
+    snprintf(out, cap, "%.*f %s", i > 0, bytes, unit[i]);
+}
+
+void show_seconds(double seconds, char *out, size_t cap)
+{
+    if (seconds < 60) {
+        snprintf(out, cap, "%.1f s", seconds);
+        return;
+    }
+    long s = seconds < 1e8 ? (long)(seconds + 0.5) : 100000000;
+    if (s < 3600)
+        snprintf(out, cap, "%ld:%02ld", s / 60, s % 60);
+    else
+        snprintf(out, cap, "%ld:%02ld:%02ld", s / 3600, s / 60 % 60, s % 60);
+}
+
+int show_error(const d2q_error *e)
+{
+    if (e->code == D2Q_ERR_CANCELLED || interrupted()) {
+        fprintf(stderr, "d2q: interrupted\n");
+        return EXIT_INTERRUPTED;
+    }
+    fprintf(stderr, "d2q: error: %s\n", e->message);
+    return EXIT_FAILED;
+}
+
+json_t *show_parse(char *text)
+{
+    json_error_t je;
+    json_t *o = text ? json_loads(text, 0, &je) : NULL;
+    if (!o)
+        fprintf(stderr, "d2q: error: out of memory: result\n");
+    d2q_free(text);
+    return o;
+}
+
+void show_common(json_t *o, double start)
+{
+    json_object_set_new(o, "seconds", json_real(clock_now() - start));
+    json_object_set_new(o, "peak_rss_bytes", json_integer((json_int_t)d2q_peak_rss()));
+    json_object_set_new(o, "version", json_string(d2q_version()));
+}
+
+int show_flush(void)
+{
+    if (!fflush(stdout) && !ferror(stdout))
+        return EXIT_DONE;
+    perror("d2q: error: stdout");
+    return EXIT_FAILED;
+}
+
+int show_json(json_t *o)
+{
+    int rc = json_dumpf(o, stdout, JSON_COMPACT | JSON_REAL_PRECISION(12));
+    putchar('\n');
+    json_decref(o);
+    return rc ? EXIT_FAILED : show_flush();
+}
+
+double show_num(const json_t *o, const char *key)
+{
+    return json_number_value(json_object_get(o, key));
+}
+
+const char *show_str(const json_t *o, const char *key)
+{
+    const char *s = json_string_value(json_object_get(o, key));
+    return s ? s : "";
+}
