@@ -13,7 +13,7 @@
 #include "base/mem.h"
 #include "base/par.h"
 
-#define TOKENS 512            /* rows of y in a tile */
+#define TOKENS 256            /* rows of y in a tile */
 #define ROWS 192              /* columns of y in a tile: rows of W */
 #define CHUNK_BYTES (8 << 20) /* unpacked weights at a time, one tile of ROWS at least */
 #define UNPACK_ELEMENTS 32768 /* weights unpacked by one item */
