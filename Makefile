@@ -27,8 +27,8 @@ WARN += -Werror
 endif
 OPT ?= -O2 -g
 CFLAGS_ALL := -std=c11 -D_GNU_SOURCE -DD2Q_VERSION='"$(VERSION)"' -Isrc -Iinclude $(WARN) $(OPT) \
-              -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp -MMD -MP $(PKG_CFLAGS) $(CFLAGS)
-LDLIBS_ALL := $(PKG_LIBS) -fopenmp -lm $(LDLIBS)
+              -fPIC -fvisibility=hidden -ffp-contract=off -pthread -MMD -MP $(PKG_CFLAGS) $(CFLAGS)
+LDLIBS_ALL := $(PKG_LIBS) -pthread -lm $(LDLIBS)
 ifdef SANITIZE
 CFLAGS_ALL += -fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all
 LDFLAGS += -fsanitize=$(SANITIZE)
@@ -104,7 +104,7 @@ install: all
 	ln -sf libd2q.so.$(SOVERSION) $(DESTDIR)$(PREFIX)/lib/libd2q.so
 	printf '%s\n' 'prefix=$(PREFIX)' 'Name: d2quant' 'Description: D2Quant weight quantizer' \
 	  'Version: $(VERSION)' 'Requires.private: $(PKGS)' 'Libs: -L$${prefix}/lib -ld2q' \
-	  'Libs.private: -fopenmp -lm' 'Cflags: -I$${prefix}/include' \
+	  'Libs.private: -pthread -lm' 'Cflags: -I$${prefix}/include' \
 	  > $(DESTDIR)$(PREFIX)/lib/pkgconfig/d2quant.pc
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/d2q $(DESTDIR)$(PREFIX)/include/d2quant.h \

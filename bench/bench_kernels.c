@@ -1,7 +1,7 @@
 /* bench_kernels: prints what backend_bench measures for the shapes of SmolLM2-135M, and the solvers.
  *
  *     cc -std=c11 -D_GNU_SOURCE -Isrc -O2 bench/bench_kernels.c build/libd2q_internal.a \
- *        $(pkg-config --cflags --libs openblas lapacke) -fopenmp -lm -o build/bench_kernels && build/bench_kernels [THREADS] */
+ *        $(pkg-config --cflags --libs openblas lapacke) -pthread -lm -o build/bench_kernels && build/bench_kernels [THREADS] */
 #include <stdio.h>
 #include <stdlib.h>
 
