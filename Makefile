@@ -1,6 +1,7 @@
-# d2quant. Targets: all install uninstall test asan ubsan tsan check-layers clean
+# d2quant. Targets: all install uninstall test asan ubsan tsan check-layers check-headers clean
 #   make                     build/d2q, build/libd2q.a, build/libd2q.so
 #   make BUILD=dir           objects elsewhere
+#   make WERROR=1            warnings are errors;  make V=1  shows the commands
 #   make SANITIZE=address    instrumented (what `make asan` does, in build-asan)
 # Dependencies come from pkg-config; headers are tracked by the compiler (-MMD).
 
@@ -28,6 +29,9 @@ endif
 OPT ?= -O2 -g
 CFLAGS_ALL := -std=c11 -D_GNU_SOURCE -DD2Q_VERSION='"$(VERSION)"' -Isrc -Iinclude $(WARN) $(OPT) \
               -fPIC -fvisibility=hidden -ffp-contract=off -pthread -MMD -MP $(PKG_CFLAGS) $(CFLAGS)
+# Commands are shown with V=1, else a word and the target.
+Q := $(if $(V),,@)
+say = $(Q)$(if $(V),,echo '  $(1)  $@' && )
 LDLIBS_ALL := $(PKG_LIBS) -pthread -lm $(LDLIBS)
 ifdef SANITIZE
 CFLAGS_ALL += -fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all
@@ -53,7 +57,7 @@ TEST_BIN := $(TEST_SRC:tests/%.c=$(BUILD)/tests/%)
 HELPERS := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
 HELPER_OBJ := $(HELPERS:%.c=$(BUILD)/%.o)
 
-.PHONY: all lib tests test asan ubsan tsan check-layers install uninstall clean
+.PHONY: all lib tests test asan ubsan tsan check-layers check-headers install uninstall clean
 all: $(if $(CLI_SRC),$(BUILD)/d2q) lib
 
 # Only d2q_ symbols leave either library.
@@ -62,27 +66,27 @@ lib: $(BUILD)/libd2q.a $(BUILD)/libd2q.so
 isa_of = $(strip $(foreach i,generic avx2 avx512 neon,$(if $(filter %_$(i).c,$(1)),$(ISA_FLAGS_$(i)))))
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS_ALL) $(call isa_of,$<) -c $< -o $@
+	$(call say,CC)$(CC) $(CFLAGS_ALL) $(call isa_of,$<) -c $< -o $@
 
 # All library objects, names intact: what the tests link.
 $(BUILD)/libd2q_internal.a: $(LIB_OBJ)
-	rm -f $@ && $(AR) rcs $@ $^
+	$(call say,AR)rm -f $@ && $(AR) rcs $@ $^
 
 $(BUILD)/libd2q.o: $(LIB_OBJ)
-	$(LD) -r -o $@ $^
-	objcopy -w --keep-global-symbol='d2q_*' $@
+	$(call say,LD)$(LD) -r -o $@ $^
+	$(Q)objcopy -w --keep-global-symbol='d2q_*' $@
 $(BUILD)/libd2q.a: $(BUILD)/libd2q.o
-	rm -f $@ && $(AR) rcs $@ $^
+	$(call say,AR)rm -f $@ && $(AR) rcs $@ $^
 $(BUILD)/libd2q.so: $(LIB_OBJ) src/api/libd2q.map
-	$(CC) -shared -Wl,-soname,libd2q.so.$(SOVERSION) -Wl,--version-script=src/api/libd2q.map \
+	$(call say,LD)$(CC) -shared -Wl,-soname,libd2q.so.$(SOVERSION) -Wl,--version-script=src/api/libd2q.map \
 	      $(LDFLAGS) -o $@ $(LIB_OBJ) $(LDLIBS_ALL)
 
 $(BUILD)/d2q: $(CLI_OBJ) $(BUILD)/libd2q_internal.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS_ALL)
+	$(call say,LD)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS_ALL)
 
 tests: $(TEST_BIN)
 $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(HELPER_OBJ) $(BUILD)/libd2q_internal.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS_ALL) -lcmocka
+	$(call say,LD)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS_ALL) -lcmocka
 
 test: all tests
 	tests/run $(BUILD)
@@ -94,6 +98,12 @@ tsan:
 	$(MAKE) BUILD=build-tsan SANITIZE=thread OPT="-O1 -g" test
 check-layers:
 	tests/check_layers.sh
+# Each header compiles by itself (those without an include guard are bodies for several files, not headers).
+check-headers:
+	@for h in $$(grep -rl --include='*.h' '^#ifndef D2Q.*_H$$' include src | LC_ALL=C sort); do \
+	  printf '#include "%s"\ntypedef int d2q_not_empty;\n' "$${h#*/}" | \
+	  $(CC) $(filter-out -MMD -MP,$(CFLAGS_ALL)) -Werror -fsyntax-only -x c - || { echo "$$h does not compile alone"; exit 1; }; \
+	done
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include

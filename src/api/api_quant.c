@@ -80,16 +80,56 @@ static json_t *options_json(const d2q_quantize_options *in, const struct quant_o
 
 /* ---- plan ------------------------------------------------------------------------------ */
 
+/* Calibration tokens there will be and the longest sequence: a file may hold fewer than were asked for. */
+static int plan_calib(const struct model *m, const d2q_quantize_options *in, int64_t *tokens, int64_t *longest, struct err *e)
+{
+    struct calib c;
+    *tokens = in->nsamples * in->seqlen;
+    *longest = in->seqlen;
+    if (!strcmp(in->calib, "self"))
+        return 0;
+    if (calib_from_file(&c, m, in->calib, in->nsamples, in->seqlen, in->seed, e))
+        return -1;
+    *tokens = calib_tokens(&c);
+    *longest = *tokens / (c.n ? c.n : 1);
+    calib_release(&c);
+    return 0;
+}
+
+/* Floating-point operations a second of op_linear on a matrix of this model, now; 0 when it cannot be told. */
+static double speed(const struct model *m)
+{
+    enum { ROWS = 512 };
+    const struct tensor *w = &m->layers[0].lin[ROLE_UP].w;
+    int64_t n_out = tensor_rows(w), n_in = tensor_cols(w);
+    float *x = mem_zalloc((size_t)(ROWS * n_in), sizeof *x), *y = mem_zalloc((size_t)(ROWS * n_out), sizeof *y);
+    double best = 0;
+    for (int i = 0; x && y && i < 3; i++) {
+        double t0 = log_now();
+        if (op_linear(w, NULL, x, ROWS, y, 0, NULL))
+            break;
+        double rate = 2.0 * ROWS * (double)(n_out * n_in) / (log_now() - t0 + 1e-9);
+        best = rate > best ? rate : best;
+    }
+    mem_free(x);
+    mem_free(y);
+    return best;
+}
+
 int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_error *err)
 {
     struct model *m = dm->m;
     struct quant_options o;
     struct quant_plan p;
     struct err e;
-    double t0 = log_now();
-    if (api_quant_options(in, &o, &e))
+    int64_t tokens = 0, longest = 0;
+    double t0 = log_now(), params = 0;
+    uint64_t base = mem_peak_rss(); /* program, libraries, tokenizer: what is there already */
+    if (api_quant_options(in, &o, &e) ||
+        (method_table[o.method].needs_calib && plan_calib(m, in, &tokens, &longest, &e)))
         return api_fail(err, &e);
-    quant_plan(m, &o, in->nsamples * in->seqlen, in->seqlen, &p);
+    quant_plan(m, &o, tokens, longest, &p);
+    p.peak_bytes += base;
     json_t *root = json_object(), *list = json_array();
     char type[32];
     snprintf(type, sizeof type, "int%d g%d %s", o.bits, o.group, o.sym ? "sym" : "asym");
@@ -98,6 +138,7 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
             char name[128];
             const struct tensor *w = &m->layers[i].lin[r].w;
             snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)i, role_hf_name[r]);
+            params += (double)tensor_count(w);
             json_array_append_new(list, json_pack("{sssss[II]}", "name", name, "type", type, "shape", (json_int_t)w->dim[0],
                                                   (json_int_t)w->dim[1]));
         }
@@ -106,8 +147,11 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
                                            "quantized_bytes", (json_int_t)p.quantized_bytes, "kept_bytes",
                                            (json_int_t)p.kept_bytes, "peak_bytes", (json_int_t)p.peak_bytes, "flops", p.flops,
                                            "tensors", list));
-    /* a rough figure: 60 GFLOP/s a core, what op_linear reaches with AVX-512; d2q bench tells this machine's */
-    json_object_set_new(root, "estimated_seconds", json_real(p.flops / (60e9 * par_threads())));
+    params += (double)tensor_count(&m->tok_embd) * (m->hp.tied ? 1 : 2);
+    double rate = speed(m);
+    json_object_set_new(root, "parameters", json_real(params));
+    json_object_set_new(root, "calib_tokens", json_integer((json_int_t)tokens));
+    json_object_set_new(root, "estimated_seconds", json_real(rate > 0 ? p.flops / rate : 0));
     json_object_set_new(root, "source_bytes", json_integer((json_int_t)m->ck->data_bytes));
     api_common(root, t0);
     return api_json(root, json, err);

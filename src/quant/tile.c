@@ -4,18 +4,20 @@
 
 #include "backend/backend.h"
 
+static const struct {
+    const char *isa;
+    const struct tile_kernels *kernels;
+} table[] = {
+#define ISA(name) { #name, &tile_kernels_##name },
+#include "backend/cpu/isa.def"
+#undef ISA
+};
+
 const struct tile_kernels *tile_kernels(void)
 {
     const char *isa = backend_isa();
-    (void)isa;
-#if defined(__x86_64__)
-    if (!strcmp(isa, "avx512"))
-        return &tile_kernels_avx512;
-    if (!strcmp(isa, "avx2"))
-        return &tile_kernels_avx2;
-#elif defined(__aarch64__)
-    if (!strcmp(isa, "neon"))
-        return &tile_kernels_neon;
-#endif
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++)
+        if (!strcmp(isa, table[i].isa))
+            return table[i].kernels;
     return &tile_kernels_generic;
 }

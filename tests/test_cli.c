@@ -1,0 +1,426 @@
+/* test_cli: the program as a user runs it, on tiny models: usage, exit status, JSON, files, interruption. */
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+#include <jansson.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "scratch.h"
+
+#define LLAMA "tests/fixtures/models/llama"
+#define TEXT "tests/fixtures/models/text.txt"
+#define SMALL " --group 32 --nsamples 4 --seqlen 48 --calib " TEXT " "
+
+static const char *dir; /* scratch */
+
+struct output {
+    int status;
+    char *out, *err;
+};
+
+static struct output last;
+
+/* Runs `d2q <args>` through the shell; %s in fmt may name the scratch folder. */
+static const struct output *d2q(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+static const struct output *d2q(const char *fmt, ...)
+{
+    char args[2048], cmd[4096];
+    const char *build = getenv("D2Q_BUILD");
+    size_t n;
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(args, sizeof args, fmt, ap);
+    va_end(ap);
+    mem_free(last.out);
+    mem_free(last.err);
+    snprintf(cmd, sizeof cmd, "%s/d2q %s >%s/stdout 2>%s/stderr </dev/null", build ? build : "build", args, dir, dir);
+    int rc = system(cmd);
+    last.status = WIFEXITED(rc) ? WEXITSTATUS(rc) : 128 + WTERMSIG(rc);
+    assert_int_equal(file_read(scratch_path(dir, "stdout"), 1 << 24, &last.out, &n, NULL), 0);
+    assert_int_equal(file_read(scratch_path(dir, "stderr"), 1 << 24, &last.err, &n, NULL), 0);
+    return &last;
+}
+
+/* The end of a long text: cmocka cuts messages, their last line break too. */
+static const char *tail(const char *s)
+{
+    size_t n = strlen(s);
+    return n > 400 ? s + n - 400 : s;
+}
+
+static void expect_status(const struct output *o, int status)
+{
+    if (o->status != status)
+        fail_msg("exit status %d, expected %d; stderr: %s", o->status, status, tail(o->err));
+}
+
+static void expect_text(const char *text, const char *part)
+{
+    if (!strstr(text, part))
+        fail_msg("expected \"%s\" in: %s", part, tail(text));
+}
+
+/* stdout as one JSON object with the given keys. */
+static json_t *json_of(const struct output *o, const char *const *keys)
+{
+    json_error_t je;
+    expect_status(o, 0);
+    json_t *j = json_loads(o->out, 0, &je); /* refuses anything after the object */
+    if (!json_is_object(j))
+        fail_msg("stdout is not one JSON object (%s): %s", je.text, tail(o->out));
+    for (; *keys; keys++)
+        if (!json_object_get(j, *keys))
+            fail_msg("key %s is missing in %s", *keys, tail(o->out));
+    return j;
+}
+
+static const char *const quantize_keys[] = { "bpw", "bytes", "tensors", "seconds", "peak_rss_bytes", "version", NULL };
+static const char *const eval_keys[] = { "ppl", "nll", "tokens", "window", "protocol", "text_rule",
+                                         "seconds", "peak_rss_bytes", "version", NULL };
+
+/* ---- usage --------------------------------------------------------------------------- */
+
+static void test_help(void **state)
+{
+    static const char *const commands[] = { "quantize", "eval", "run", "inspect", "bench" };
+    (void)state;
+    expect_status(d2q("--help"), 0);
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        expect_text(last.out, commands[i]);
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        expect_status(d2q("%s --help", commands[i]), 0);
+        expect_text(last.out, "usage: d2q ");
+        expect_text(last.out, "--json");
+        assert_string_equal(last.err, "");
+        char *first = mem_strdup(last.out);
+        expect_status(d2q("help %s", commands[i]), 0);
+        assert_string_equal(last.out, first);
+        mem_free(first);
+    }
+    expect_status(d2q("--version"), 0);
+    expect_text(last.out, "d2q " D2Q_VERSION);
+    expect_status(d2q("--list"), 0);
+    expect_text(last.out, "d2quant");
+    expect_text(last.out, "qwen3");
+}
+
+static void test_wrong_usage(void **state)
+{
+    static const struct {
+        const char *args, *says;
+    } rows[] = {
+        { "", "a command is missing" },
+        { "quantise", "did you mean quantize?" },
+        { "frobnicate", "unknown command 'frobnicate'" },
+        { "quantize", "MODEL is missing" },
+        { "quantize " LLAMA, "-o OUT is missing" },
+        { "quantize " LLAMA " other -o x", "one MODEL is expected" },
+        { "quantize " LLAMA " -o x --bits 5", "--bits: expected one of 2, 3, 4, found '5'" },
+        { "quantize " LLAMA " -o x --bits 3x", "found '3x'" },
+        { "quantize " LLAMA " -o x --bits=", "found ''" },
+        { "quantize " LLAMA " -o x --bits", "--bits needs a value" },
+        { "quantize " LLAMA " -o x --group -3", "--group: expected a whole number from 0" },
+        { "quantize " LLAMA " -o x --group 1e2", "found '1e2'" },
+        { "quantize " LLAMA " -o x --damp nan", "--damp: expected a number from 0 to 1" },
+        { "quantize " LLAMA " -o x --damp 0x1", "--damp: expected a number from 0 to 1" },
+        { "quantize " LLAMA " -o x --method gtpq", "--method: expected one of d2quant, gptq, rtn" },
+        { "quantize " LLAMA " -o x --format gguf", "--format: expected one of gptq, gptq_v1, hf" },
+        { "quantize " LLAMA " -o x --format hf --format hf", "--format hf is given twice" },
+        { "quantize " LLAMA " -o x --propagate 0.5", "--propagate: expected off or two numbers" },
+        { "quantize " LLAMA " -o x --propagate 0.5,9", "--propagate: expected off or two numbers" },
+        { "quantize " LLAMA " -o x --dsq yes", "--dsq: expected on or off" },
+        { "quantize " LLAMA " -o x --nsamples 0", "--nsamples: expected a whole number from 1" },
+        { "quantize " LLAMA " -o x.gguf", "GGUF files are not written yet" },
+        { "quantize " LLAMA " -o x --method gptq --dsq on", "dsq and dac belong to method d2quant" },
+        { "quantize " LLAMA " -o x --bit 3", "did you mean --bits?" },
+        { "quantize " LLAMA " -o x --grop=64", "did you mean --group?" },
+        { "quantize " LLAMA " -o x --json=yes", "--json takes no value" },
+        { "quantize " LLAMA " -o x --threads 0", "--threads: expected a whole number from 1" },
+        { "eval " LLAMA, "--ppl FILE is missing" },
+        { "eval " LLAMA " --ppl " TEXT " --protocol perplexity", "--protocol: expected one of gptq, llama" },
+        { "eval " LLAMA " --ppl " TEXT " --ctx 1", "--ctx: expected a whole number from 2" },
+        { "run " LLAMA, "-p PROMPT is missing" },
+        { "run " LLAMA " -p x --temp -1", "--temp: expected a number from 0" },
+        { "run " LLAMA " -p x -k 3", "unknown option '-k'" },
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const struct output *o = d2q("%s", rows[i].args);
+        if (o->status != 2 || *o->out || strncmp(o->err, "d2q", 3) || !strstr(o->err, rows[i].says))
+            fail_msg("d2q %s: status %d, stderr: %s", rows[i].args, o->status, tail(o->err));
+    }
+}
+
+/* The work fails: status 1, nothing on stdout, one line on stderr that names the file. */
+static void test_failures(void **state)
+{
+    static const struct {
+        const char *args, *says;
+    } rows[] = {
+        { "inspect /no/such/model", "/no/such/model" },
+        { "eval " LLAMA " --ppl /no/such/text", "/no/such/text" },
+        { "eval /no/such/model --ppl " TEXT " --json", "/no/such/model" },
+        { "run tests/run -p x", "tests/run" },
+        { "quantize " LLAMA " -o /proc/nowhere/x --method rtn -q", "/proc/nowhere/x" },
+        { "quantize " LLAMA " -o x --calib /no/such/text -q", "/no/such/text" },
+        { "quantize tests/fixtures/models/qwen2 -o x -q", "--dac off" },
+        { "inspect " LLAMA " --tensor nothing", "nothing" },
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const struct output *o = d2q("%s", rows[i].args);
+        if (o->status != 1 || *o->out || strncmp(o->err, "d2q: error: ", 12) || !strstr(o->err, rows[i].says) ||
+            strchr(o->err, '\n') != o->err + strlen(o->err) - 1)
+            fail_msg("d2q %s: status %d, stderr: %s", rows[i].args, o->status, tail(o->err));
+    }
+}
+
+/* ---- quantizing ------------------------------------------------------------------------ */
+
+static double number(const json_t *o, const char *key)
+{
+    return json_number_value(json_object_get(o, key));
+}
+
+static void test_quantize_json(void **state)
+{
+    static const char *const methods[] = { "d2quant", "d2quant --recipe paper", "gptq", "rtn" };
+    static const char *const tensor_keys[] = { "name", "type", "bpw", "err", "err_target", "damp", "seconds" };
+    (void)state;
+    for (size_t i = 0; i < sizeof methods / sizeof *methods; i++) {
+        json_t *j = json_of(d2q("quantize " LLAMA " -o %s/out --bits=3 --json --method %s" SMALL, dir, methods[i]), quantize_keys);
+        const json_t *tensors = json_object_get(j, "tensors");
+        assert_int_equal(json_array_size(tensors), 14); /* 2 blocks of 7 */
+        for (size_t t = 0; t < 14; t++)
+            for (size_t k = 0; k < sizeof tensor_keys / sizeof *tensor_keys; k++)
+                assert_non_null(json_object_get(json_array_get(tensors, t), tensor_keys[k]));
+        /* 3 bits, and 19 for scale and zero in each group of 32 */
+        assert_true(number(j, "bpw") > 3.5 && number(j, "bpw") < 3.8);
+        json_decref(j);
+        static const char *const files[] = { "config.json", "quantize_config.json", "generation_config.json", "model.safetensors",
+                                             "tokenizer.json", "tokenizer_config.json" };
+        for (size_t k = 0; k < sizeof files / sizeof *files; k++) {
+            char name[64];
+            snprintf(name, sizeof name, "out/%s", files[k]);
+            if (!file_exists(scratch_path(dir, name)))
+                fail_msg("%s: %s was not written", methods[i], files[k]);
+        }
+    }
+}
+
+static void test_bytes(void **state)
+{
+    (void)state;
+    char name[64];
+    struct stat st;
+    double sum = 0;
+    json_t *j = json_of(d2q("quantize " LLAMA " -o %s/out --method rtn --json", dir), quantize_keys);
+    static const char *const files[] = { "config.json", "quantize_config.json", "generation_config.json", "model.safetensors",
+                                         "tokenizer.json", "tokenizer_config.json" };
+    for (size_t k = 0; k < sizeof files / sizeof *files; k++) {
+        snprintf(name, sizeof name, "out/%s", files[k]);
+        assert_int_equal(stat(scratch_path(dir, name), &st), 0);
+        sum += (double)st.st_size;
+    }
+    assert_true(number(j, "bytes") == sum);
+    json_decref(j);
+}
+
+/* OUT is a folder of folders, each loads, and all say the same: the codes are one and the rest was rounded once. */
+static void test_formats(void **state)
+{
+    static const char *const formats[] = { "gptq", "gptq_v1", "hf" };
+    double ppl[3];
+    (void)state;
+    json_t *j = json_of(d2q("quantize " LLAMA " -o %s/all --format gptq --format gptq_v1 --format=hf --json" SMALL, dir), quantize_keys);
+    assert_int_equal(json_array_size(json_object_get(j, "outputs")), 3);
+    json_decref(j);
+    for (int i = 0; i < 3; i++) {
+        j = json_of(d2q("eval %s/all/%s --ppl " TEXT " --ctx 64 --json", dir, formats[i]), eval_keys);
+        ppl[i] = number(j, "ppl");
+        json_decref(j);
+    }
+    assert_true(ppl[0] > 1 && ppl[0] == ppl[1] && ppl[1] == ppl[2]);
+}
+
+static void test_dry_run(void **state)
+{
+    static const char *const keys[] = { "tensors", "bpw", "bytes", "peak_bytes", "estimated_seconds", "disk_bytes",
+                                        "seconds", "peak_rss_bytes", "version", NULL };
+    (void)state;
+    json_t *j = json_of(d2q("quantize " LLAMA " -o %s/dry --dry-run --json --bits 2" SMALL, dir), keys);
+    assert_int_equal(json_array_size(json_object_get(j, "tensors")), 14);
+    json_decref(j);
+    assert_false(file_exists(scratch_path(dir, "dry")));
+    expect_status(d2q("quantize " LLAMA " --dry-run"), 0);
+    expect_text(last.out, "plan: 14 matrices");
+}
+
+static void test_threads(void **state)
+{
+    (void)state;
+    static const int threads[] = { 1, 2, 7 };
+    char *first = NULL, *text, name[64];
+    size_t n_first = 0, n;
+    for (int i = 0; i < 3; i++) {
+        expect_status(d2q("quantize " LLAMA " -o %s/t%d -q --calib self --nsamples 4 --seqlen 48 --group 32 --threads %d", dir, i,
+                          threads[i]), 0);
+        snprintf(name, sizeof name, "t%d/model.safetensors", i);
+        assert_int_equal(file_read(scratch_path(dir, name), 1 << 24, &text, &n, NULL), 0);
+        if (!first) {
+            first = text;
+            n_first = n;
+            continue;
+        }
+        if (n != n_first || memcmp(text, first, n))
+            fail_msg("%d threads: model.safetensors differs from that of %d", threads[i], threads[0]);
+        mem_free(text);
+    }
+    mem_free(first);
+}
+
+static void test_calib(void **state)
+{
+    (void)state;
+    static const char text[] = "{\"text\": \"The lighthouse was built by the people of the town.\"}\n"
+                               "{\"messages\": [{\"role\": \"user\", \"content\": \"Who kept the light in winter?\"},"
+                               " {\"role\": \"assistant\", \"content\": \"The people of the town, three nights each.\"}]}\n";
+    scratch_write(scratch_path(dir, "chat.jsonl"), text, sizeof text - 1);
+    expect_status(d2q("quantize " LLAMA " -o %s/out --method gptq -q --calib %s/chat.jsonl --nsamples 8 --seqlen 16", dir, dir), 0);
+    expect_text(last.err, "were asked for"); /* fewer tokens: said, and gone on */
+    static const char broken[] = "{\"text\": \"fine\"}\n{\"text\": 7}\n";
+    scratch_write(scratch_path(dir, "broken.jsonl"), broken, sizeof broken - 1);
+    expect_status(d2q("quantize " LLAMA " -o %s/out2 --method gptq -q --calib %s/broken.jsonl", dir, dir), 1);
+    expect_text(last.err, "line 2");
+    assert_false(file_exists(scratch_path(dir, "out2")));
+}
+
+static void test_quiet(void **state)
+{
+    (void)state;
+    expect_status(d2q("quantize " LLAMA " -o %s/out -q --method gptq" SMALL, dir), 0);
+    assert_string_equal(last.err, "");
+    expect_status(d2q("quantize " LLAMA " -o %s/out --method gptq" SMALL, dir), 0);
+    expect_text(last.err, "model.layers.1.mlp.down_proj.weight");
+    assert_null(strchr(last.err, '\r')); /* plain lines when stderr is no terminal */
+    expect_text(last.out, "loads in");
+    expect_text(last.out, "bits/weight");
+    expect_text(last.out, "peak memory");
+}
+
+/* ---- measuring and running ------------------------------------------------------------- */
+
+static void test_eval_json(void **state)
+{
+    (void)state;
+    json_t *j = json_of(d2q("eval " LLAMA " --ppl " TEXT " --ctx 64 --chunks 2 --json"), eval_keys);
+    assert_string_equal(json_string_value(json_object_get(j, "protocol")), "gptq");
+    assert_true(number(j, "tokens") == 2 * 63 && number(j, "window") == 64);
+    json_decref(j);
+    j = json_of(d2q("eval " LLAMA " --ppl=" TEXT " --protocol llama --ctx=64 --json"), eval_keys);
+    assert_string_equal(json_string_value(json_object_get(j, "protocol")), "llama");
+    json_decref(j);
+}
+
+static void test_run_text(void **state)
+{
+    static const char *const keys[] = { "text", "new_tokens", "seconds", "peak_rss_bytes", "version", NULL };
+    (void)state;
+    json_t *j = json_of(d2q("run " LLAMA " -p 'The lighthouse' -n 12 --json"), keys);
+    const char *text = json_string_value(json_object_get(j, "text"));
+    expect_status(d2q("run " LLAMA " --prompt='The lighthouse' -n 12 -q"), 0);
+    size_t same = 0; /* up to the first character that is not UTF-8, U+FFFD in the JSON */
+    while (text[same] && strncmp(text + same, "\xef\xbf\xbd", 3))
+        same++;
+    assert_true(same > 4);
+    assert_memory_equal(last.out, text, same);
+    assert_string_equal(last.err, "");
+    json_decref(j);
+    expect_status(d2q("run " LLAMA " -p -x -n 0 -q"), 0);
+    assert_string_equal(last.out, "\n");
+}
+
+static void test_inspect(void **state)
+{
+    static const char *const keys[] = { "family", "n_layer", "tensors", "bytes", "seconds", "peak_rss_bytes", "version", NULL };
+    (void)state;
+    json_t *j = json_of(d2q("inspect " LLAMA " --json"), keys);
+    assert_true(number(j, "n_layer") == 2);
+    json_decref(j);
+    expect_status(d2q("inspect " LLAMA " --tensor model.layers.1.mlp.up_proj.weight"), 0);
+    expect_text(last.out, "rms");
+}
+
+/* ---- interruption ---------------------------------------------------------------------- */
+
+static void test_interrupt(void **state)
+{
+    (void)state;
+    const char *build = getenv("D2Q_BUILD");
+    char cmd[1024];
+    snprintf(cmd, sizeof cmd, "mkdir %s/stop; exec %s/d2q quantize " LLAMA " -o %s/stop/out --nsamples 4096 --seqlen 2048 "
+             "--calib self 2>%s/stderr >%s/stdout", dir, build ? build : "build", dir, dir, dir);
+    pid_t pid = fork();
+    if (pid == 0) {
+        execl("/bin/sh", "sh", "-c", cmd, (char *)NULL);
+        _exit(127);
+    }
+    assert_true(pid > 0);
+    nanosleep(&(struct timespec){ .tv_sec = 1, .tv_nsec = 500000000 }, NULL);
+    int rc = 0;
+    kill(pid, SIGINT);
+    assert_int_equal(waitpid(pid, &rc, 0), pid);
+    assert_true(WIFEXITED(rc));
+    assert_int_equal(WEXITSTATUS(rc), 130);
+    assert_int_equal(rmdir(scratch_path(dir, "stop")), 0); /* it is empty: nothing was left */
+    expect_status(d2q("--version"), 0);
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    dir = scratch_dir();
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    char cmd[1024];
+    (void)state;
+    mem_free(last.out);
+    mem_free(last.err);
+    snprintf(cmd, sizeof cmd, "rm -rf '%s'", dir);
+    return system(cmd);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_help),
+        cmocka_unit_test(test_wrong_usage),
+        cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_quantize_json),
+        cmocka_unit_test(test_bytes),
+        cmocka_unit_test(test_formats),
+        cmocka_unit_test(test_dry_run),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_calib),
+        cmocka_unit_test(test_quiet),
+        cmocka_unit_test(test_eval_json),
+        cmocka_unit_test(test_run_text),
+        cmocka_unit_test(test_inspect),
+        cmocka_unit_test(test_interrupt),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
