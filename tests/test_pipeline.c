@@ -1,0 +1,401 @@
+/* The whole quantizer on tiny models of every family: what it leaves in memory, what a reader of its files gets. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "backend/backend.h"
+#include "base/file.h"
+#include "base/par.h"
+#include "eval/perplexity.h"
+#include "export/export.h"
+#include "quant/block.h"
+#include "scratch.h"
+#include "tensor/half.h"
+
+#define MODELS "tests/fixtures/models/"
+
+static struct model *open_model(const char *path)
+{
+    struct model *m = NULL;
+    struct err e = { 0 };
+    if (model_open(&m, path, &e))
+        fail_msg("%s", e.msg);
+    return m;
+}
+
+static void make_calib(struct calib *c, const struct model *m, int64_t n, int64_t len)
+{
+    int32_t ids[4096];
+    struct err e;
+    uint64_t x = 9;
+    for (int i = 0; i < 4096; i++) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        ids[i] = (int32_t)((x >> 33) % (uint64_t)m->hp.n_vocab);
+    }
+    assert_int_equal(calib_from_tokens(c, ids, 4096, n, len, 1, &e), 0);
+}
+
+static struct quant_options options(const char *method, const char *recipe, int bits, int group)
+{
+    struct quant_options o;
+    struct err e;
+    assert_int_equal(quant_options_init(&o, method, recipe, &e), 0);
+    o.bits = bits;
+    o.group = group;
+    return o;
+}
+
+/* Quantizes path; the caller releases both. */
+static struct model *quantized(const char *path, const struct quant_options *o, struct quant_result *res)
+{
+    struct model *m = open_model(path);
+    struct calib c;
+    struct err e = { 0 };
+    make_calib(&c, m, 10, 64);
+    if (quantize_model(m, o, &c, NULL, NULL, NULL, res, &e))
+        fail_msg("%s: %s", path, e.msg);
+    calib_release(&c);
+    return m;
+}
+
+static void test_every_family_and_method(void **state)
+{
+    (void)state;
+    static const char *const models[] = { "llama", "llama3", "llama_bias", "mistral", "qwen2", "qwen3", "smollm2", "llama.gguf",
+                                          "qwen2.gguf" };
+    for (size_t k = 0; k < sizeof models / sizeof *models; k++)
+        for (int method = 0; method < METHOD_COUNT; method++)
+            for (int bits = 2; bits <= 4; bits++) {
+                char path[256];
+                struct quant_result res;
+                struct quant_options o = options(method_table[method].name, "default", bits, 40); /* divides nothing */
+                o.sym = bits == 3;
+                o.order = bits == 4 ? ORDER_ACT : ORDER_NONE;
+                snprintf(path, sizeof path, MODELS "%s", models[k]);
+                struct model *m = quantized(path, &o, &res);
+                assert_int_equal(res.n_tensors, m->hp.n_layer * ROLE_COUNT);
+                for (int64_t i = 0; i < res.n_tensors; i++) {
+                    const struct quant_tensor *t = &res.tensors[i];
+                    if (!(t->err > 0 && t->err < 0.6 && t->bpw > bits && t->bpw < bits + 2))
+                        fail_msg("%s %s %d bits: %s has error %g, %g bits", models[k], method_table[method].name, bits, t->name,
+                                 t->err, t->bpw);
+                }
+                struct fwd f;
+                struct err e;
+                float *h = mem_alloc((size_t)(16 * m->hp.n_embd), sizeof *h);
+                int32_t ids[16] = { 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16 };
+                assert_int_equal(fwd_init(&f, &m->hp, 16, &e), 0);
+                assert_int_equal(fwd_embed(m, ids, 16, h, &e), 0);
+                for (int64_t i = 0; i < m->hp.n_layer; i++)
+                    assert_int_equal(fwd_block(m, &m->layers[i], &f, h, 16, &e), 0);
+                assert_true(op_find_bad(h, 16 * m->hp.n_embd) < 0);
+                mem_free(h);
+                fwd_release(&f);
+                quant_result_release(&res);
+                model_free(m);
+            }
+}
+
+static double mean_error(const struct quant_result *r)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < r->n_tensors; i++)
+        sum += log(r->tensors[i].err);
+    return exp(sum / (double)r->n_tensors);
+}
+
+/* On the same model and calibration: feedback beats rounding, more bits beat fewer. */
+static void test_errors_are_ordered(void **state)
+{
+    (void)state;
+    double err[3][3];
+    const char *const names[3] = { "rtn", "gptq", "gptq" };
+    for (int k = 0; k < 3; k++)
+        for (int bits = 2; bits <= 4; bits++) {
+            struct quant_result res;
+            struct quant_options o = options(names[k], "default", bits, 32);
+            o.search = k == 1 ? SEARCH_MINMAX : o.search;
+            struct model *m = quantized(MODELS "llama", &o, &res);
+            err[k][bits - 2] = mean_error(&res);
+            quant_result_release(&res);
+            model_free(m);
+        }
+    for (int bits = 0; bits < 3; bits++)
+        assert_true(err[2][bits] < err[1][bits]); /* searched scales below min-max ones */
+    for (int k = 0; k < 3; k++)
+        assert_true(err[k][0] > 2 * err[k][1] && err[k][1] > 2 * err[k][2]);
+}
+
+/* Codes, scales, zeros and biases of two models are the same bytes; no bias is one of zeros (a folder with mlp_bias has
+ * one for down_proj too). */
+static void assert_same(const struct model *a, const struct model *b)
+{
+    for (int64_t i = 0; i < a->hp.n_layer; i++)
+        for (int r = 0; r < ROLE_COUNT; r++) {
+            const struct linear *x = &a->layers[i].lin[r], *y = &b->layers[i].lin[r];
+            const struct qmat *p = x->w.q, *q = y->w.q;
+            assert_int_equal(x->w.type, DT_QMAT);
+            assert_int_equal(y->w.type, DT_QMAT);
+            assert_memory_equal(p->codes, q->codes, (size_t)(p->n_out * p->row_words) * 4);
+            assert_memory_equal(p->scale, q->scale, (size_t)(p->n_out * p->n_groups) * 2);
+            assert_memory_equal(p->zero, q->zero, (size_t)(p->n_out * p->n_groups));
+            for (int64_t j = 0; j < p->n_out; j++)
+                assert_true((x->b ? x->b[j] : 0) == (y->b ? y->b[j] : 0));
+        }
+}
+
+static void test_threads(void **state)
+{
+    (void)state;
+    struct quant_options o = options("d2quant", "default", 3, 32);
+    o.dac_accept = false;
+    int counts[3] = { 1, 2, 7 };
+    struct model *m[3];
+    for (int k = 0; k < 3; k++) {
+        struct quant_result res;
+        par_set_threads(counts[k]);
+        m[k] = quantized(MODELS "llama", &o, &res);
+        quant_result_release(&res);
+    }
+    par_set_threads(0);
+    assert_same(m[0], m[1]);
+    assert_same(m[0], m[2]);
+    for (int k = 0; k < 3; k++)
+        model_free(m[k]);
+}
+
+static double perplexity(const struct model *m)
+{
+    struct eval_options o;
+    struct eval_result r;
+    struct err e = { 0 };
+    char *text;
+    size_t n;
+    eval_options_init(&o);
+    o.ctx = 64;
+    assert_int_equal(file_read(MODELS "text.txt", 1 << 20, &text, &n, &e), 0);
+    if (eval_perplexity(m, text, n, &o, NULL, &r, &e))
+        fail_msg("%s", e.msg);
+    mem_free(text);
+    return r.ppl;
+}
+
+/* The folder that was written says what the memory said, to the last digit; a llama carries DAC as mlp_bias. */
+static void test_written_is_what_was_in_memory(void **state)
+{
+    (void)state;
+    const char *dir = scratch_dir();
+    static const struct {
+        const char *model, *method, *recipe, *format;
+        int bits, group;
+    } cases[] = {
+        { "llama", "d2quant", "paper", "gptq", 2, 32 },    { "llama", "d2quant", "default", "gptq", 3, 64 },
+        { "llama3", "gptq", "default", "gptq", 4, 0 },     { "llama", "d2quant", "paper", "hf", 3, 32 },
+        { "llama.gguf", "d2quant", "paper", "gptq", 2, 32 }, { "qwen2", "gptq", "default", "gptq", 3, 32 },
+    };
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        char path[256], out[64];
+        struct quant_result res;
+        struct err e = { 0 };
+        struct quant_options o = options(cases[k].method, cases[k].recipe, cases[k].bits, cases[k].group);
+        if (!strcmp(cases[k].format, "hf"))
+            o.kept = DT_F32;
+        snprintf(path, sizeof path, MODELS "%s", cases[k].model);
+        struct model *m = quantized(path, &o, &res);
+        if (m->tok == NULL) {
+            fail_msg("%s has no tokenizer", cases[k].model);
+        }
+        snprintf(out, sizeof out, "out%zu", k);
+        if (export_model(m, cases[k].format, scratch_path(dir, out), NULL, NULL, NULL, &e))
+            fail_msg("%s", e.msg);
+        struct model *again = open_model(scratch_path(dir, out));
+        double before = perplexity(m), after = perplexity(again);
+        if (before != after)
+            fail_msg("case %zu: perplexity %.17g in memory, %.17g from the folder", k, before, after);
+        if (!strcmp(cases[k].format, "gptq"))
+            assert_same(m, again);
+        if (!strcmp(cases[k].recipe, "paper"))
+            assert_non_null(again->layers[0].lin[ROLE_GATE].b);
+        model_free(again);
+        model_free(m);
+        quant_result_release(&res);
+    }
+    scratch_remove(dir);
+}
+
+/* DAC of the first block, after a reload: the mean of gate (and up) over the calibration tokens is what the quantized
+ * matrix makes of the float path's mean input: W_q mean(x~) + b = W_q mean(x). fp16 rounds b. */
+static void test_dac_restores_the_mean(void **state)
+{
+    (void)state;
+    struct quant_options o = options("d2quant", "paper", 2, 32);
+    struct quant_result res;
+    struct calib c;
+    struct err e = { 0 };
+    struct fwd f;
+    const char *dir = scratch_dir();
+    o.sinks = SINKS_KEEP;
+    o.dsq = false;
+    struct model *fl = open_model(MODELS "llama"), *m = open_model(MODELS "llama");
+    make_calib(&c, m, 1, 64); /* one sequence: none is held out, all of it makes the mean */
+    assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), 0);
+    assert_true(res.blocks[0].dac_shift > 1e-4);
+    assert_int_equal(export_model(m, "gptq", scratch_path(dir, "dac"), NULL, NULL, NULL, &e), 0);
+    model_free(m);
+    m = open_model(scratch_path(dir, "dac"));
+    int64_t d = m->hp.n_embd, n = 64;
+    float *h[2], *x[2];
+    assert_int_equal(fwd_init(&f, &m->hp, n, &e), 0);
+    for (int k = 0; k < 2; k++) {
+        struct model *w = k ? fl : m;
+        h[k] = mem_alloc((size_t)(n * d), sizeof(float));
+        x[k] = mem_alloc((size_t)(n * d), sizeof(float));
+        assert_int_equal(fwd_embed(m, c.ids, n, h[k], &e), 0); /* both paths start from the rounded embedding */
+        fwd_attn_in(m, &w->layers[0], h[k], n, f.x);
+        assert_int_equal(fwd_attn(w, &w->layers[0], &f, f.x, n, f.a, &e), 0);
+        assert_int_equal(fwd_attn_out(&w->layers[0], f.a, n, h[k], &e), 0);
+        fwd_ffn_in(m, &m->layers[0], h[k], n, x[k]);
+    }
+    for (int role = ROLE_GATE; role <= ROLE_UP; role++) {
+        const struct linear *l = &m->layers[0].lin[role];
+        int64_t n_out = tensor_rows(&l->w);
+        float *y = mem_alloc((size_t)(n * n_out), sizeof *y), *mean = mem_zalloc((size_t)d, sizeof *mean);
+        float *want = mem_alloc((size_t)n_out, sizeof *want);
+        for (int64_t t = 0; t < n; t++)
+            for (int64_t j = 0; j < d; j++)
+                mean[j] += x[1][t * d + j] / (float)n;
+        assert_int_equal(op_linear(&l->w, NULL, mean, 1, want, 0, &e), 0);
+        assert_int_equal(op_linear(&l->w, l->b, x[0], n, y, 0, &e), 0);
+        for (int64_t i = 0; i < n_out; i++) {
+            double got = 0;
+            for (int64_t t = 0; t < n; t++)
+                got += y[t * n_out + i] / (double)n;
+            if (fabs(got - want[i]) > 2e-3 * (1 + fabs(want[i])))
+                fail_msg("role %d row %lld: mean %g, expected %g", role, (long long)i, got, want[i]);
+        }
+        mem_free(y);
+        mem_free(mean);
+        mem_free(want);
+    }
+    fwd_release(&f);
+    for (int k = 0; k < 2; k++) {
+        mem_free(h[k]);
+        mem_free(x[k]);
+    }
+    quant_result_release(&res);
+    calib_release(&c);
+    model_free(m);
+    model_free(fl);
+    scratch_remove(dir);
+}
+
+/* Kept only where held-out calibration gains: a refused mu leaves no bias. */
+static void test_dac_is_accepted_or_refused(void **state)
+{
+    (void)state;
+    struct quant_options o = options("d2quant", "default", 2, 32);
+    struct quant_result res;
+    o.dac = true;
+    o.dac_accept = true;
+    struct model *m = quantized(MODELS "llama", &o, &res);
+    for (int64_t i = 0; i < m->hp.n_layer; i++) {
+        assert_true(res.blocks[i].dac_gain >= 0);
+        assert_int_equal(m->layers[i].lin[ROLE_GATE].b != NULL, res.blocks[i].dac_share > 0);
+    }
+    model_free(m);
+    quant_result_release(&res);
+}
+
+static void test_bad_numbers(void **state)
+{
+    (void)state;
+    struct quant_options o = options("gptq", "default", 3, 32);
+    struct quant_result res;
+    struct calib c;
+    struct err e = { 0 };
+    struct model *m = open_model(MODELS "llama");
+    struct tensor *w = &m->layers[1].lin[ROLE_UP].w;
+    float *copy = mem_alloc((size_t)tensor_count(w), sizeof *copy);
+    tensor_to_f32(w, copy);
+    copy[5 * tensor_cols(w) + 7] = NAN;
+    *w = tensor_f32(w->name, copy, w->dim[0], w->dim[1]);
+    make_calib(&c, m, 4, 64);
+    assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), -1);
+    assert_int_equal(e.code, ERR_NUMERIC);
+    if (!strstr(e.msg, "up_proj") || !strstr(e.msg, "row 5") || !strstr(e.msg, "column 7"))
+        fail_msg("%s", e.msg);
+    quant_result_release(&res);
+    calib_release(&c);
+    model_free(m);
+    mem_free(copy);
+    m = open_model(MODELS "llama");
+    assert_int_equal(quantize_model(m, &o, NULL, NULL, NULL, NULL, &res, &e), -1);
+    assert_non_null(strstr(e.msg, "calibration"));
+    quant_result_release(&res);
+    model_free(m);
+}
+
+static void test_options(void **state)
+{
+    (void)state;
+    struct quant_options o;
+    struct err e;
+    assert_int_equal(quant_options_init(&o, "awq", "default", &e), -1);
+    assert_non_null(strstr(e.msg, "awq"));
+    assert_int_equal(quant_options_init(&o, "d2quant", "secret", &e), -1);
+    o = options("d2quant", "paper", 2, 128);
+    assert_true(o.dsq && o.dac && !o.dac_accept && o.alpha == 0 && o.beta == 0 && o.dsq_init == DSQ_ONES && o.dsq_rounds == 5);
+    o = options("d2quant", "default", 5, 128);
+    assert_int_equal(quant_options_check(&o, &e), -1);
+    o = options("gptq", "default", 2, 128);
+    o.dsq = true;
+    assert_int_equal(quant_options_check(&o, &e), -1);
+}
+
+static int cancel_at_half(void *ud, enum log_kind kind, const char *text, double done, double total)
+{
+    (void)ud;
+    (void)text;
+    return kind == LOG_PROGRESS && done > total / 2;
+}
+
+static void test_cancel(void **state)
+{
+    (void)state;
+    struct quant_options o = options("gptq", "default", 3, 32);
+    struct quant_result res;
+    struct calib c;
+    struct err e = { 0 };
+    struct log log = { cancel_at_half, NULL };
+    struct model *m = open_model(MODELS "llama");
+    make_calib(&c, m, 4, 64);
+    assert_int_equal(quantize_model(m, &o, &c, &log, NULL, NULL, &res, &e), -1);
+    assert_int_equal(e.code, ERR_CANCELLED);
+    quant_result_release(&res);
+    calib_release(&c);
+    model_free(m);
+}
+
+int main(void)
+{
+    struct err e;
+    if (backend_init(&e))
+        return 1;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_every_family_and_method),
+        cmocka_unit_test(test_errors_are_ordered),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_written_is_what_was_in_memory),
+        cmocka_unit_test(test_dac_restores_the_mean),
+        cmocka_unit_test(test_dac_is_accepted_or_refused),
+        cmocka_unit_test(test_bad_numbers),
+        cmocka_unit_test(test_options),
+        cmocka_unit_test(test_cancel),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
