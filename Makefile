@@ -57,6 +57,7 @@ TEST_BIN := $(TEST_SRC:tests/%.c=$(BUILD)/tests/%)
 HELPERS := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
 HELPER_OBJ := $(HELPERS:%.c=$(BUILD)/%.o)
 
+.SECONDARY:
 .PHONY: all lib tests test asan ubsan tsan check-layers check-headers install uninstall clean
 all: $(if $(CLI_SRC),$(BUILD)/d2q) lib
 

@@ -83,6 +83,7 @@ typedef struct d2q_quantize_options {
     const char *calib;    /* text or JSONL file, or "self": text that the model generates itself */
     int64_t nsamples, seqlen; /* 128 sequences of 2048 tokens */
     uint64_t seed;        /* 0 */
+    int zero_min;         /* smallest zero point: 0, or 1 for format gptq_v1, which cannot hold 0 */
     int kept_f32;         /* what is not quantized is rounded to F16 (0) or F32 (1): what the output stores */
     d2q_log_fn log;
     void *log_ud;

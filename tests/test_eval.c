@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -159,6 +160,27 @@ static void test_rows(void **state)
     }
 }
 
+/* The real file, where it is: rows as the data's README counts them (its sha256 was checked by hand). */
+static void test_wikitext(void **state)
+{
+    (void)state;
+    const char *dir = getenv("D2Q_DATA");
+    char path[512], *text, *out;
+    size_t n, m;
+    struct err e = { .msg = "" };
+    snprintf(path, sizeof path, "%s/wikitext2_raw_test.txt", dir ? dir : "../shared/data");
+    if (!file_exists(path)) {
+        print_message("# no %s (D2Q_DATA)\n", path);
+        skip();
+    }
+    assert_int_equal(file_read(path, 1 << 24, &text, &n, &e), 0);
+    assert_true(windows_is_wikitext(text, n));
+    assert_int_equal(windows_join_rows(text, n, &out, &m, &e), 0);
+    assert_int_equal(m, 1296370);
+    mem_free(text);
+    mem_free(out);
+}
+
 static void test_bos(void **state)
 {
     (void)state;
@@ -185,6 +207,7 @@ int main(void)
         { "ppl qwen2.gguf", test_ppl, NULL, NULL, (void *)model[5] },
         cmocka_unit_test(test_limits),
         cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_wikitext),
         cmocka_unit_test(test_bos),
     };
     struct err e;

@@ -38,6 +38,7 @@ int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, s
         return -1;
     o->bits = in->bits;
     o->group = in->group;
+    o->zero_min = in->zero_min;
     o->kept = in->kept_f32 ? DT_F32 : DT_F16;
     if ((k = choose("grid", in->grid, grids, e)) < 0)
         return -1;

@@ -69,6 +69,8 @@ static int check_args(const struct opt_spec *spec, struct args *a)
                 return opt_usage(spec->command, "--format %s is given twice", a->formats.v[i]);
     if (!a->formats.n)
         a->formats.v[a->formats.n++] = "gptq";
+    for (int i = 0; i < a->formats.n; i++)
+        a->q.zero_min |= !strcmp(a->formats.v[i], "gptq_v1");
     a->q.kept_f32 = a->formats.n == 1 && !strcmp(a->formats.v[0], "hf");
     return -1;
 }

@@ -44,6 +44,8 @@ int quant_options_check(const struct quant_options *o, struct err *e)
 {
     if (o->bits < 2 || o->bits > 4)
         return err_set(e, ERR_USAGE, "bits: expected 2, 3 or 4, found %d", o->bits);
+    if (o->zero_min < 0 || o->zero_min > 1)
+        return err_set(e, ERR_USAGE, "zero_min: expected 0 or 1, found %d", o->zero_min);
     if (o->damp < 0 || o->damp > 1 || o->prop_damp < 0)
         return err_set(e, ERR_USAGE, "damp: expected a share between 0 and 1, found %g", o->damp);
     if (!(o->alpha >= 0 && o->alpha <= 2 && o->beta >= 0 && o->beta <= 2))

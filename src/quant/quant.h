@@ -53,6 +53,7 @@ struct quant_options {
     int bits;         /* 2, 3 or 4 */
     int group;        /* inputs per group; <= 0: one group a row */
     bool sym;
+    int zero_min;     /* smallest zero point, 0 or 1: GPTQ v1 files cannot hold 0 */
     bool dsq, dac;    /* d2quant only */
     bool dac_accept;  /* keep a block's DAC only where held-out calibration gains */
     double alpha, beta; /* propagated error; 0, 0: off */

@@ -365,7 +365,7 @@ int solve(const struct solve_in *in, const struct quant_options *o, struct qmat 
     float *u = NULL, *hs = NULL, *hw = NULL;
     struct solve_job job = {
         .in = in, .q = q, .k = tile_kernels(),
-        .grid = { .maxq = (1 << o->bits) - 1, .sym = o->sym, .search = o->search },
+        .grid = { .maxq = (1 << o->bits) - 1, .zmin = o->zero_min, .sym = o->sym, .search = o->search },
     };
     int rc = scale_inputs(in, o, &job, &u, &hs, &hw, e);
     if (!rc) {

@@ -18,6 +18,7 @@
 
 struct grid {
     int maxq;  /* 2^bits - 1 */
+    int zmin;  /* smallest zero point of an asymmetric grid */
     bool sym;  /* z = 2^(bits-1) */
     enum quant_search search;
 };

@@ -86,7 +86,7 @@ static void keep_better(const float *s, const float *z, const float *err, float 
 
 static void fit(const struct grid *g, const float *w, const float *hw, int64_t n, float *s, float *z)
 {
-    float lo[R], hi[R], maxq = (float)g->maxq, mid = (maxq + 1) / 2;
+    float lo[R], hi[R], maxq = (float)g->maxq, mid = (maxq + 1) / 2, zmin = (float)g->zmin;
     FOR_R lo[r] = hi[r] = 0; /* the range contains 0 */
     for (int64_t j = 0; j < n; j++)
         FOR_R {
@@ -105,7 +105,7 @@ static void fit(const struct grid *g, const float *w, const float *hw, int64_t n
             hi[r] = 1;
         }
         s[r] = scale_round((hi[r] - lo[r]) / maxq);
-        z[r] = g->sym ? mid : clampf(roundf_even(-lo[r] / s[r]), 0, maxq);
+        z[r] = g->sym ? mid : clampf(roundf_even(-lo[r] / s[r]), zmin, maxq);
     }
     if (g->search == SEARCH_MINMAX)
         return;
@@ -119,7 +119,7 @@ static void fit(const struct grid *g, const float *w, const float *hw, int64_t n
         for (int k = 0; k < n_zero; k++) {
             FOR_R {
                 cs[r] = scale_round(p * (hi[r] - lo[r]) / maxq);
-                cz[r] = g->sym ? mid : clampf(roundf_even(-p * lo[r] / cs[r]) + (float)(k - 1), 0, maxq);
+                cz[r] = g->sym ? mid : clampf(roundf_even(-p * lo[r] / cs[r]) + (float)(k - 1), zmin, maxq);
             }
             grid_error(g, w, hw, n, cs, cz, err);
             keep_better(cs, cz, err, s, z, best);
