@@ -114,8 +114,8 @@ install: all
 	install $(BUILD)/libd2q.so $(DESTDIR)$(PREFIX)/lib/libd2q.so.$(SOVERSION)
 	ln -sf libd2q.so.$(SOVERSION) $(DESTDIR)$(PREFIX)/lib/libd2q.so
 	printf '%s\n' 'prefix=$(PREFIX)' 'Name: d2quant' 'Description: D2Quant weight quantizer' \
-	  'Version: $(VERSION)' 'Requires.private: $(PKGS)' 'Libs: -L$${prefix}/lib -ld2q' \
-	  'Libs.private: -pthread -lm' 'Cflags: -I$${prefix}/include' \
+	  'Version: $(VERSION)' 'Libs: -L$${prefix}/lib -ld2q' \
+	  'Libs.private: $(PKG_LIBS) -pthread -lm' 'Cflags: -I$${prefix}/include' \
 	  > $(DESTDIR)$(PREFIX)/lib/pkgconfig/d2quant.pc
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/d2q $(DESTDIR)$(PREFIX)/include/d2quant.h \

@@ -11,7 +11,7 @@ check() { # name; a command
     n=$((n + 1))
     if "$@" >"$tmp/log" 2>&1; then echo "ok $n - $name"; else
         echo "not ok $n - $name"
-        sed 's/^/# /' "$tmp/log"
+        sed 's/^/# /' "$tmp/log" | head -20
     fi
 }
 
