@@ -9,12 +9,12 @@
 
 static int unsupported(const struct tokenizer *t, const char *part, const char *type, struct err *e)
 {
-    return err_set(e, ERR_UNSUPPORTED, "%s/tokenizer.json: %s '%.60s' is not supported", t->what, part, type);
+    return err_set(e, ERR_UNSUPPORTED, "%s: %s '%.60s' is not supported", t->what, part, type);
 }
 
 static int bad(const struct tokenizer *t, const char *what, struct err *e)
 {
-    return err_set(e, ERR_FORMAT, "%s/tokenizer.json: %s", t->what, what);
+    return err_set(e, ERR_FORMAT, "%s: %s", t->what, what);
 }
 
 static bool flag(const json_t *o, const char *key)
@@ -34,7 +34,7 @@ static int read_id(const struct tokenizer *t, const json_t *v, const char *text,
 {
     json_int_t i = json_is_integer(v) ? json_integer_value(v) : -1;
     if (i < 0 || i >= MAX_TOKENS)
-        return err_set(e, ERR_FORMAT, "%s/tokenizer.json: token '%.40s': expected an id from 0 to 2^24-1", t->what, text);
+        return err_set(e, ERR_FORMAT, "%s: token '%.40s': expected an id from 0 to 2^24-1", t->what, text);
     *id = (int32_t)i;
     return 0;
 }
@@ -104,7 +104,7 @@ static int read_vocab(struct tokenizer *t, const json_t *vocab, const json_t *ad
     json_object_foreach((json_t *)(uintptr_t)vocab, text, v) {
         int32_t id = (int32_t)json_integer_value(v);
         if (t->tokens[id].kind != TOKEN_UNUSED)
-            return err_set(e, ERR_FORMAT, "%s/tokenizer.json: id %d belongs to two tokens, one of them '%.40s'", t->what, id, text);
+            return err_set(e, ERR_FORMAT, "%s: id %d belongs to two tokens, one of them '%.40s'", t->what, id, text);
         if (set_token(t, id, text, strlen(text), TOKEN_NORMAL, e))
             return -1;
     }
@@ -164,7 +164,7 @@ static int read_merges(struct tokenizer *t, const json_t *merges, struct err *e)
         int32_t ri = li >= 0 ? piece_id(t, r, rn, buf + raw_l, &raw_r) : -1;
         int32_t id = ri >= 0 ? str_map_find(t, buf, raw_l + raw_r) : -1;
         if (id < 0)
-            return err_set(e, ERR_FORMAT, "%s/tokenizer.json: model.merges entry %zu ('%.40s' + '%.40s') is not a pair of tokens with a merged one",
+            return err_set(e, ERR_FORMAT, "%s: model.merges entry %zu ('%.40s' + '%.40s') is not a pair of tokens with a merged one",
                            t->what, i, l ? l : "", r ? r : "");
         merge_map_add(t, li, ri, id, (uint32_t)i);
     }
@@ -234,6 +234,7 @@ static int read_metaspace(struct tokenizer *t, const json_t *o, struct err *e)
     t->space_marker = true;
     t->space_prefix = scheme ? strcmp(scheme, "never") != 0 : flag(o, "add_prefix_space");
     t->prefix_first_only = scheme && !strcmp(scheme, "first");
+    t->prefix_if_missing = true;
     if (!json_is_false(json_object_get(o, "split"))) /* words begin at a marker */
         return pre_add(t, "\xe2\x96\x81?[^\xe2\x96\x81]*", PRE_SPLIT, e);
     return 0;
@@ -421,6 +422,11 @@ int tokenizer_from_json(struct tokenizer *t, const struct checkpoint *c, struct 
     int found = load_json(c, "tokenizer.json", &root, e);
     if (found < 1)
         return found ? -1 : err_set(e, ERR_FORMAT, "%s: tokenizer.json is missing", c->path);
+    t->what = arena_printf(&t->arena, "%s/tokenizer.json", c->path);
+    if (!t->what) {
+        json_decref(root);
+        return err_nomem(e, c->path, 64);
+    }
     int rc = read_all(t, root, c, e);
     json_decref(root);
     return rc;

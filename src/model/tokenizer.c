@@ -199,7 +199,8 @@ static int encode_piece(struct encoder *en, const char *s, size_t n, bool first,
     size_t len;
     char *p;
     if (t->space_marker) {
-        p = mark_spaces(s, n, t->space_prefix && (first || !t->prefix_first_only), &len);
+        bool has = t->prefix_if_missing && (s[0] == ' ' || (n >= 3 && !memcmp(s, marker, 3)));
+        p = mark_spaces(s, n, t->space_prefix && !has && (first || !t->prefix_first_only), &len);
     } else {
         p = mem_alloc(n + 1, 1);
         len = n + 1;
@@ -215,12 +216,13 @@ static int encode_piece(struct encoder *en, const char *s, size_t n, bool first,
     return rc;
 }
 
-static const struct added *added_at(const struct tokenizer *t, const char *s, size_t n)
+/* Added tokens are always found in text, special ones among them only when asked for. */
+static const struct added *added_at(const struct tokenizer *t, const char *s, size_t n, bool specials)
 {
     if (!t->added_first[(uint8_t)s[0]])
         return NULL;
     for (size_t i = 0; i < t->n_added; i++)
-        if (t->added[i].n <= n && !memcmp(t->added[i].text, s, t->added[i].n))
+        if ((specials || !t->added[i].special) && t->added[i].n <= n && !memcmp(t->added[i].text, s, t->added[i].n))
             return &t->added[i];
     return NULL;
 }
@@ -238,8 +240,8 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, bool
     if (add_bos && t->add_bos && t->bos >= 0)
         rc = token_list_add(out, t->bos, e);
     size_t from = 0, i = 0;
-    while (!rc && specials && i < n) {
-        const struct added *a = added_at(t, text + i, n - i);
+    while (!rc && i < n) {
+        const struct added *a = added_at(t, text + i, n - i, specials);
         if (!a) {
             i++;
             continue;

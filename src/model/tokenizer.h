@@ -24,7 +24,8 @@ struct token_list { /* tokens are appended; mem_free(ids) */
     size_t n, cap;
 };
 
-/* specials: text of added/special tokens becomes those tokens (transformers' default), else plain text.
+/* specials: text of special tokens becomes those tokens (transformers' default), else plain text; added tokens that are
+ * not special are found either way.
  * add_bos: what the tokenizer itself adds around a sequence (BOS, where it has that rule) is added. */
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, bool add_bos, bool specials,
                      struct token_list *out, struct err *e);

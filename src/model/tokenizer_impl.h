@@ -61,6 +61,7 @@ struct tokenizer {
     bool space_marker;        /* " " becomes U+2581 (SentencePiece) */
     bool space_prefix;        /* a text piece gets U+2581 in front */
     bool prefix_first_only;   /* ... only at the very start of the text */
+    bool prefix_if_missing;   /* ... only if there is none already (Metaspace) */
     bool add_prefix_space;    /* byte-level: a text piece gets " " in front */
     int32_t byte_id[256];     /* token of a byte, -1: none */
     int32_t bos, eos, unk, pad;

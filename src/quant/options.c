@@ -22,7 +22,7 @@ int quant_options_init(struct quant_options *o, const char *method, const char *
     *o = (struct quant_options){
         .method = (enum method)id, .bits = 2, .group = 128, .sym = false,
         .prop_damp = 0.05, .order = ORDER_NONE, .search = SEARCH_HESSIAN, .damp = 0.01,
-        .sinks = SINKS_SKIP, .on_failure = FAILURE_STOP, .kept = DT_F16,
+        .sinks = SINKS_CLIP, .on_failure = FAILURE_STOP, .kept = DT_F16,
     };
     if (id == METHOD_rtn)
         o->search = SEARCH_MSE;
