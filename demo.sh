@@ -2,13 +2,13 @@
 # d2quant on a real model, from nothing: builds the program, fetches SmolLM2-135M and a book, quantizes the model at 3 and 2 bits by
 # round-to-nearest, GPTQ and D2Quant on text that it makes up itself, and prints what each cost. Under ten minutes on two cores.
 #   DEMO_DIR=build/demo      where the models go
-#   DEMO_TEXT=8x512          calibration: sequences x tokens
+#   DEMO_TEXT=6x512          calibration: sequences x tokens
 #   DEMO_WINDOWS=6           evaluation: windows of 1024 tokens
 set -eu
 cd "$(dirname "$0")"
 started=$(date +%s)
 dir=${DEMO_DIR:-build/demo}
-text=${DEMO_TEXT:-8x512}
+text=${DEMO_TEXT:-6x512}
 windows=${DEMO_WINDOWS:-6}
 say() { printf '[%3d s] %s\n' $(($(date +%s) - started)) "$*"; }
 
@@ -22,7 +22,7 @@ say "fetching the model and the book"
 model=$(tools/fetch-smollm2.sh)
 book=$(tools/fetch-book.sh)
 
-value() { sed -n "s/.*\"$1\":\([-+0-9.e]*\).*/\1/p"; } # the last number of that name in one line of JSON
+value() { grep -o "\"$1\":[-+0-9.e]*" | head -1 | cut -d: -f2; } # the first number of that name in JSON
 ppl() { build/d2q eval "$1" --ppl "$book" --ctx 1024 --chunks "$windows" -q --json | value ppl; }
 
 say "perplexity of the model as it is, on the first $windows windows of the book"
