@@ -20,7 +20,7 @@ static int measure(d2q_model *m, const char *text, d2q_error *e)
     char *json = NULL;
     d2q_eval_options_init(&o);
     o.text = text;
-    o.ctx = 512;
+    o.ctx = 256;
     if (d2q_eval(m, &o, &json, e))
         return -1;
     puts(json);
@@ -39,8 +39,8 @@ int main(int argc, char **argv)
     q.bits = 3;
     q.group = 64;
     q.calib = argv[3];
-    q.nsamples = 16;
-    q.seqlen = 512;
+    q.nsamples = 32;
+    q.seqlen = 256;
     q.log = say;
     d2q_model *m = d2q_open(argv[1], &e);
     int rc = !m || measure(m, argv[3], &e) || d2q_quantize(m, &q, &result, &e) || measure(m, argv[3], &e) ||

@@ -64,6 +64,14 @@ installed_works() { # shared | static
     "$tmp/p-$1" | grep -q '|1|.*/no/such/model' || { "$tmp/p-$1"; return 1; }
 }
 
+example_works() {
+    local flags
+    flags=$(PKG_CONFIG_PATH=$tmp/usr/lib/pkgconfig pkg-config --cflags --libs d2quant)
+    # shellcheck disable=SC2086
+    ${CC:-cc} -std=c11 -Wall -Wextra -Werror examples/quantize.c -o "$tmp/example" $flags "-Wl,-rpath,$tmp/usr/lib" || return 1
+    "$tmp/example" tests/fixtures/models/llama "$tmp/out" tests/fixtures/models/text.txt && [ -s "$tmp/out/model.safetensors" ]
+}
+
 sanitized() { nm "$build/libd2q.so" | grep -qE '__asan_init|__ubsan_|__tsan_init'; }
 
 check "layers include only what stands left of them" tests/check_layers.sh
@@ -78,6 +86,7 @@ else
     check "make install" make -s BUILD="$build" PREFIX="$tmp/usr" install
     check "a program links the installed shared library" installed_works shared
     check "a program links the installed static library" installed_works static
+    check "the example works with what is installed" example_works
     check "make uninstall leaves nothing" bash -c "make -s BUILD='$build' PREFIX='$tmp/usr' uninstall && ! find '$tmp/usr' -type f -o -type l | grep ."
 fi
 echo "1..$n"
