@@ -284,13 +284,15 @@ static int gguf_file_open(struct checkpoint *c, struct err *e)
 
 static int gguf_file_tensor(const struct checkpoint *c, const char *name, struct tensor *t, struct err *e)
 {
-    (void)e;
     const struct tensor key = { .name = name }, *p = &key;
     const struct tensor **hit = c->gguf.n_tensors ? bsearch(&p, c->gguf_sorted, c->gguf.n_tensors,
                                                             sizeof *c->gguf_sorted, tensor_by_name) : NULL;
     if (!hit)
         return 0;
     *t = **hit;
+    if (t->type == DT_COUNT)
+        return err_set(e, ERR_UNSUPPORTED, "%s: tensor %s: ggml type %u is not supported", c->path, name,
+                       (unsigned)c->gguf.ggml_type[*hit - c->gguf.tensors]);
     return 1;
 }
 

@@ -17,8 +17,7 @@
 
 #define MAX_ALIGN 65536u
 
-/* Bytes of a scalar type; 0: no scalar. */
-static size_t scalar_size(uint32_t type)
+size_t gguf_scalar_size(uint32_t type)
 {
     static const uint8_t size[GGUF_TYPE_COUNT] = { 1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8 };
     return type < GGUF_TYPE_COUNT ? size[type] : 0;
@@ -61,7 +60,7 @@ static int skip_value(struct cursor *c, struct gguf_kv *kv, uint32_t type, uint6
 {
     const uint8_t *p;
     struct gguf_str s;
-    size_t size = scalar_size(type);
+    size_t size = gguf_scalar_size(type);
     if (size) {
         if (n > cursor_left(c) / size)
             return err_set(e, ERR_FORMAT, "%s: key %s: %" PRIu64 " values of type %s, only %zu bytes left", c->what,
@@ -105,10 +104,11 @@ static int read_kv(struct gguf *g, struct cursor *c, struct gguf_kv *kv, struct 
 }
 
 /* Shape and offset; data is resolved when the start of the data section is known. */
-static int read_tensor(struct gguf *g, struct cursor *c, struct tensor *t, uint64_t *offset, struct err *e)
+static int read_tensor(struct gguf *g, struct cursor *c, struct tensor *t, uint64_t *offset, uint32_t *type,
+                       struct err *e)
 {
     char *name;
-    uint32_t n_dims, type;
+    uint32_t n_dims;
     uint64_t ne[4] = { 1, 1, 1, 1 };
     int64_t count = 1;
     if (read_name(g, c, "tensor name", &name, e) || cursor_u32(c, &n_dims, e))
@@ -121,11 +121,11 @@ static int read_tensor(struct gguf *g, struct cursor *c, struct tensor *t, uint6
         if (ne[i] > INT64_MAX || __builtin_mul_overflow(count, (int64_t)ne[i], &count))
             return err_set(e, ERR_FORMAT, "%s: tensor %s: its dimensions overflow", c->what, name);
     }
-    if (cursor_u32(c, &type, e) || cursor_u64(c, offset, e))
+    if (cursor_u32(c, type, e) || cursor_u64(c, offset, e))
         return -1;
     memset(t, 0, sizeof *t);
     t->name = name;
-    t->type = dtype_by_ggml_id(type);
+    t->type = dtype_by_ggml_id(*type);
     t->n_dims = (int)n_dims;
     for (int i = 0; i < 4; i++)
         t->dim[i] = i < (int)n_dims ? (int64_t)ne[(int)n_dims - 1 - i] : 1;
@@ -188,53 +188,85 @@ static int header(struct cursor *c, uint32_t *version, uint64_t *n_tensors, uint
     return 0;
 }
 
-/* One file into fresh arrays; *kv and *tensors of g are set for the first, tensors appended for the others. */
-static int read_file(struct gguf *g, const struct file_map *m, bool first, struct err *e)
+/* The keys of a file: fresh array in *part, checked to be unique; names is scratch for them. */
+static int read_keys(struct gguf *g, struct cursor *c, const char **names, struct gguf *part, struct err *e)
+{
+    for (uint64_t i = 0; i < part->n_kv; i++) {
+        if (read_kv(g, c, &part->kv[i], e))
+            return -1;
+        names[i] = part->kv[i].key;
+    }
+    return check_unique(c->what, "key", names, part->n_kv, e);
+}
+
+static int read_align(const struct gguf *part, const char *path, uint32_t *align, struct err *e)
+{
+    int64_t v = 32;
+    if (gguf_int(part, "general.alignment", &v, e) < 0)
+        return err_prefix(e, "%s", path);
+    if (v < 8 || v > MAX_ALIGN || (v & (v - 1)))
+        return err_set(e, ERR_FORMAT, "%s: general.alignment: expected a power of two from 8 to %u, found %" PRId64, path,
+                       MAX_ALIGN, v);
+    *align = (uint32_t)v;
+    return 0;
+}
+
+/* What a file says of being one of several; absent: 0 of 1. */
+struct split {
+    int64_t no, count, tensors; /* tensors of all parts, -1: not said */
+};
+
+static int read_split(const struct gguf *part, const char *path, struct split *s, struct err *e)
+{
+    *s = (struct split){ 0, 1, -1 };
+    if (gguf_int(part, "split.no", &s->no, e) < 0 || gguf_int(part, "split.count", &s->count, e) < 0 ||
+        gguf_int(part, "split.tensors.count", &s->tensors, e) < 0)
+        return err_prefix(e, "%s", path);
+    if (s->count == 0)
+        s->count = 1;
+    return 0;
+}
+
+/* One file into fresh arrays; its tensors are appended to g's, the keys are g's if it is the first. */
+static int read_file(struct gguf *g, const struct file_map *m, struct split *split, struct err *e)
 {
     struct cursor c;
-    uint32_t version;
-    uint64_t n_tensors, n_kv;
-    int64_t align = 32;
-    cursor_init(&c, m->data, m->size, m->path);
-    if (header(&c, &version, &n_tensors, &n_kv, e))
-        return -1;
     struct gguf part = { .kv = NULL };
-    struct gguf_kv *kv = arena_alloc(&g->arena, n_kv + 1, sizeof *kv);
-    struct tensor *t = arena_alloc(&g->arena, g->n_tensors + n_tensors + 1, sizeof *t);
-    uint64_t *offset = arena_alloc(&g->arena, n_tensors + 1, sizeof *offset);
-    const char **names = arena_alloc(&g->arena, (n_kv > n_tensors ? n_kv : n_tensors) + 1, sizeof *names);
-    if (!kv || !t || !offset || !names)
-        return err_nomem(e, m->path, (n_kv + n_tensors) * sizeof *t);
-    for (uint64_t i = 0; i < n_kv; i++) {
-        if (read_kv(g, &c, &kv[i], e))
-            return -1;
-        names[i] = kv[i].key;
-    }
-    if (check_unique(m->path, "key", names, n_kv, e))
+    uint64_t n_new;
+    uint32_t align = 0;
+    cursor_init(&c, m->data, m->size, m->path);
+    if (header(&c, &part.version, &n_new, &part.n_kv, e))
         return -1;
-    part.kv = kv;
-    part.n_kv = n_kv;
-    if (gguf_int(&part, "general.alignment", &align, e) < 0)
-        return err_prefix(e, "%s", m->path);
-    if (align < 8 || align > MAX_ALIGN || (align & (align - 1)))
-        return err_set(e, ERR_FORMAT, "%s: general.alignment: expected a power of two from 8 to %u, found %" PRId64, m->path,
-                       MAX_ALIGN, align);
-    if (g->n_tensors)
-        memcpy(t, g->tensors, g->n_tensors * sizeof *t);
-    struct tensor *fresh = t + g->n_tensors;
-    for (uint64_t i = 0; i < n_tensors; i++)
-        if (read_tensor(g, &c, &fresh[i], &offset[i], e))
+    part.n_tensors = g->n_tensors + n_new;
+    part.kv = arena_alloc(&g->arena, part.n_kv + 1, sizeof *part.kv);
+    part.tensors = arena_alloc(&g->arena, part.n_tensors + 1, sizeof *part.tensors);
+    part.ggml_type = arena_alloc(&g->arena, part.n_tensors + 1, sizeof *part.ggml_type);
+    uint64_t *offset = arena_alloc(&g->arena, n_new + 1, sizeof *offset);
+    const char **names = arena_alloc(&g->arena, part.n_kv + 1, sizeof *names);
+    if (!part.kv || !part.tensors || !part.ggml_type || !offset || !names)
+        return err_nomem(e, m->path, (part.n_kv + part.n_tensors) * sizeof *part.tensors);
+    if (read_keys(g, &c, names, &part, e) || read_align(&part, m->path, &align, e) ||
+        read_split(&part, m->path, split, e))
+        return -1;
+    if (g->n_tensors) {
+        memcpy(part.tensors, g->tensors, g->n_tensors * sizeof *part.tensors);
+        memcpy(part.ggml_type, g->ggml_type, g->n_tensors * sizeof *part.ggml_type);
+    }
+    struct tensor *fresh = part.tensors + g->n_tensors;
+    for (uint64_t i = 0; i < n_new; i++)
+        if (read_tensor(g, &c, &fresh[i], &offset[i], &part.ggml_type[g->n_tensors + i], e))
             return -1;
-    uint64_t data_off = (cursor_pos(&c) + (uint64_t)align - 1) / (uint64_t)align * (uint64_t)align;
-    for (uint64_t i = 0; i < n_tensors; i++)
-        if (place_tensor(&fresh[i], offset[i], m, data_off, (uint32_t)align, e))
+    uint64_t data_off = (cursor_pos(&c) + (uint64_t)align - 1) / align * align;
+    for (uint64_t i = 0; i < n_new; i++)
+        if (place_tensor(&fresh[i], offset[i], m, data_off, align, e))
             return -1;
-    g->tensors = t;
-    g->n_tensors += n_tensors;
-    if (first) {
-        g->kv = kv;
-        g->n_kv = n_kv;
-        g->version = version;
+    g->tensors = part.tensors;
+    g->ggml_type = part.ggml_type;
+    g->n_tensors = part.n_tensors;
+    if (!g->version) {
+        g->kv = part.kv;
+        g->n_kv = part.n_kv;
+        g->version = part.version;
     }
     return 0;
 }
@@ -253,38 +285,45 @@ static char *part_name(struct gguf *g, const char *path, int64_t i, int64_t n)
     return arena_printf(&g->arena, "%.*s-%05" PRId64 "-of-%05" PRId64 ".gguf", (int)(len - tail), path, i + 1, n);
 }
 
+static int open_part(struct gguf *g, const char *path, int64_t i, int64_t n, struct err *e)
+{
+    struct split s;
+    char *name = part_name(g, path, i, n);
+    if (!name)
+        return err_set(e, ERR_FORMAT, "%s: first of %" PRId64 " parts: expected a name ending in -00001-of-%05" PRId64 ".gguf",
+                       path, n, n);
+    if (file_map_open(&g->maps[i], name, e))
+        return -1;
+    g->n_maps++;
+    if (read_file(g, &g->maps[i], &s, e))
+        return -1;
+    if (s.no != i || s.count != n)
+        return err_set(e, ERR_FORMAT, "%s: expected split.no %" PRId64 " and split.count %" PRId64 ", found %" PRId64
+                       " and %" PRId64, name, i, n, s.no, s.count);
+    return 0;
+}
+
 static int open_parts(struct gguf *g, const char *path, struct err *e)
 {
-    int64_t n = 1, no = 0, total = -1;
+    struct split s;
     if (file_map_open(&g->maps[0], path, e))
         return -1;
     g->n_maps = 1;
-    if (read_file(g, &g->maps[0], true, e) || gguf_int(g, "split.count", &n, e) < 0 ||
-        gguf_int(g, "split.no", &no, e) < 0 || gguf_int(g, "split.tensors.count", &total, e) < 0)
+    if (read_file(g, &g->maps[0], &s, e))
         return -1;
-    if (n == 0)
-        n = 1;
-    if (n < 1 || n > 9999 || no != 0)
-        return err_set(e, ERR_FORMAT, "%s: part %" PRId64 " of %" PRId64 " of a split file: expected the first of at most 9999",
-                       path, no + 1, n);
-    struct file_map *maps = mem_grow(g->maps, 1, (size_t)n, sizeof *maps);
+    if (s.count < 1 || s.count > 9999 || s.no != 0)
+        return err_set(e, ERR_FORMAT, "%s: split.no %" PRId64 " of split.count %" PRId64 ": expected the first (0) of at most "
+                       "9999 parts", path, s.no, s.count);
+    struct file_map *maps = mem_grow(g->maps, 1, (size_t)s.count, sizeof *maps);
     if (!maps)
-        return err_nomem(e, path, (size_t)n * sizeof *maps);
+        return err_nomem(e, path, (size_t)s.count * sizeof *maps);
     g->maps = maps;
-    for (int64_t i = 1; i < n; i++) {
-        char *name = part_name(g, path, i, n);
-        if (!name)
-            return err_set(e, ERR_FORMAT, "%s: first of %" PRId64 " parts: expected a name ending in -00001-of-%05" PRId64 ".gguf",
-                           path, n, n);
-        if (file_map_open(&g->maps[i], name, e))
+    for (int64_t i = 1; i < s.count; i++)
+        if (open_part(g, path, i, s.count, e))
             return -1;
-        g->n_maps++;
-        if (read_file(g, &g->maps[i], false, e))
-            return -1;
-    }
-    if (n > 1 && total >= 0 && (uint64_t)total != g->n_tensors)
+    if (s.count > 1 && s.tensors >= 0 && (uint64_t)s.tensors != g->n_tensors)
         return err_set(e, ERR_FORMAT, "%s: split.tensors.count says %" PRId64 ", its %" PRId64 " parts hold %" PRIu64, path,
-                       total, n, g->n_tensors);
+                       s.tensors, s.count, g->n_tensors);
     return 0;
 }
 
@@ -341,7 +380,7 @@ static bool is_int(enum gguf_type t)
 
 static int64_t load_int(enum gguf_type t, const uint8_t *p)
 {
-    uint64_t v = load_le(p, scalar_size(t));
+    uint64_t v = load_le(p, gguf_scalar_size(t));
     switch (t) {
     case GGUF_I8: return (int8_t)v;
     case GGUF_I16: return (int16_t)v;
@@ -430,7 +469,7 @@ struct gguf_str gguf_iter_str(struct gguf_iter *it)
 int64_t gguf_iter_int(struct gguf_iter *it)
 {
     int64_t v = load_int(it->kv->elem, it->p);
-    it->p += scalar_size(it->kv->elem);
+    it->p += gguf_scalar_size(it->kv->elem);
     it->i++;
     return v;
 }
@@ -438,7 +477,7 @@ int64_t gguf_iter_int(struct gguf_iter *it)
 double gguf_iter_float(struct gguf_iter *it)
 {
     double v = load_float(it->kv->elem, it->p);
-    it->p += scalar_size(it->kv->elem);
+    it->p += gguf_scalar_size(it->kv->elem);
     it->i++;
     return v;
 }

@@ -38,9 +38,12 @@ struct gguf {
     uint32_t version;
     struct gguf_kv *kv;
     uint64_t n_kv;
-    struct tensor *tensors; /* in file order; names as in the file */
+    struct tensor *tensors; /* in file order; names as in the file; DT_COUNT: of a type we lack */
+    uint32_t *ggml_type;    /* (n_tensors) the file's own type numbers */
     uint64_t n_tensors;
 };
+
+size_t gguf_scalar_size(uint32_t type); /* bytes; 0: no scalar */
 
 int gguf_open(struct gguf *g, const char *path, struct err *e);
 void gguf_release(struct gguf *g);
@@ -74,12 +77,13 @@ struct gguf_writer {
     struct arena arena;
     uint8_t *kv;   /* encoded key-value section */
     size_t kv_len, kv_cap;
+    const char **keys;
     uint64_t n_kv;
-    struct tensor *tensors; /* name, type, shape only */
-    uint64_t *offset;
+    struct tensor *tensors; /* name, type, shape, size only */
+    uint64_t *offset;       /* in the data section */
     uint64_t n_tensors, cap_tensors;
-    uint64_t data_off, written; /* data_off is the current tensor's end */
-    uint64_t cur;
+    uint64_t data_size;     /* of the data section, padding counted */
+    uint64_t cur, written;  /* the tensor whose data come next, and how many came */
 };
 
 void gguf_writer_init(struct gguf_writer *w);
@@ -91,8 +95,10 @@ int gguf_put_array(struct gguf_writer *w, const char *key, enum gguf_type elem, 
                    uint64_t n, struct err *e); /* GGUF_STRING: data is struct gguf_str[n] */
 /* Copies an entry of another file as it is. */
 int gguf_put_kv(struct gguf_writer *w, const struct gguf_kv *kv, struct err *e);
+/* dim in Hugging Face order: the row's length comes last. */
 int gguf_writer_tensor(struct gguf_writer *w, const char *name, enum dtype type, int n_dims,
                        const int64_t *dim, struct err *e);
+uint64_t gguf_writer_bytes(const struct gguf_writer *w); /* of the whole file, as declared so far */
 int gguf_writer_begin(struct gguf_writer *w, struct outfile *out, struct err *e);
 int gguf_writer_data(struct gguf_writer *w, struct outfile *out, const void *data, size_t n, struct err *e);
 int gguf_writer_end(struct gguf_writer *w, struct outfile *out, struct err *e);

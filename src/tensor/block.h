@@ -8,6 +8,7 @@
 
 #include <stdint.h>
 
+struct block_q2_0 { uint8_t d[2], qs[16]; };
 struct block_q4_0 { uint8_t d[2], qs[16]; };
 struct block_q4_1 { uint8_t d[2], m[2], qs[16]; };
 struct block_q5_0 { uint8_t d[2], qh[4], qs[16]; };
@@ -18,7 +19,10 @@ struct block_q3_k { uint8_t hmask[32], qs[64], scales[12], d[2]; };
 struct block_q4_k { uint8_t d[2], dmin[2], scales[12], qs[128]; };
 struct block_q5_k { uint8_t d[2], dmin[2], scales[12], qh[32], qs[128]; };
 struct block_q6_k { uint8_t ql[128], qh[64]; int8_t scales[16]; uint8_t d[2]; };
+struct block_tq2_0 { uint8_t qs[64], d[2]; };
 
+_Static_assert(sizeof(struct block_q2_0) == 2 + 16, "q2_0");
+_Static_assert(sizeof(struct block_tq2_0) == 64 + 2, "tq2_0");
 _Static_assert(sizeof(struct block_q4_0) == 2 + 16, "q4_0");
 _Static_assert(sizeof(struct block_q4_1) == 2 + 2 + 16, "q4_1");
 _Static_assert(sizeof(struct block_q5_0) == 2 + 4 + 16, "q5_0");

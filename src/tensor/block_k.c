@@ -1,4 +1,4 @@
-/* Superblocks of 256: q2_k to q6_k. */
+/* Superblocks of 256: q2_k to q6_k, tq2_0. */
 #include "tensor/block.h"
 #include "tensor/half.h"
 
@@ -100,5 +100,17 @@ void dtype_q6_k_to_f32(const void *row, float *dst, int64_t n)
             for (int j = 0; j < 16; j++)
                 dst[j] = dl * (float)(((ql[j] >> lshift & 15) | (qh[j] >> hshift & 3) << 4) - 32);
         }
+    }
+}
+
+/* Each half of 128 elements shares 32 bytes, two bits at a time. */
+void dtype_tq2_0_to_f32(const void *row, float *dst, int64_t n)
+{
+    const struct block_tq2_0 *b = row;
+    for (; n > 0; n -= 256, b++) {
+        float d = half_to_f32(load_u16(b->d));
+        for (int run = 0; run < 8; run++, dst += 32)
+            for (int j = 0; j < 32; j++)
+                dst[j] = (float)((b->qs[32 * (run / 4) + j] >> (2 * (run % 4)) & 3) - 1) * d;
     }
 }

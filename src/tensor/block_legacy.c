@@ -1,4 +1,5 @@
-/* Blocks of 32: q4_0, q4_1, q5_0, q5_1, q8_0. Byte j of qs holds element j (low) and j+16 (high nibble). */
+/* Blocks of 32: q4_0, q4_1, q5_0, q5_1, q8_0; byte j of qs holds element j (low) and j+16 (high nibble). Blocks of 64:
+ * q2_0; byte j holds elements 4j to 4j+3, lowest bits first. */
 #include "tensor/block.h"
 #include "tensor/half.h"
 
@@ -69,5 +70,15 @@ void dtype_q8_0_to_f32(const void *row, float *dst, int64_t n)
         float d = half_to_f32(load_u16(b->d));
         for (int j = 0; j < 32; j++)
             dst[j] = (float)b->qs[j] * d;
+    }
+}
+
+void dtype_q2_0_to_f32(const void *row, float *dst, int64_t n)
+{
+    const struct block_q2_0 *b = row;
+    for (; n > 0; n -= 64, b++, dst += 64) {
+        float d = half_to_f32(load_u16(b->d));
+        for (int j = 0; j < 64; j++)
+            dst[j] = (float)((b->qs[j / 4] >> (2 * (j % 4)) & 3) - 1) * d;
     }
 }
