@@ -75,7 +75,7 @@ static int check_args(const struct opt_spec *spec, struct args *a)
     return -1;
 }
 
-/* Bytes free where OUT will be, or -1. */
+/* Bytes free where OUT will be: asked of it, or of the nearest folder above that exists. -1: not known. */
 static double disk_free(const char *out)
 {
     char dir[4096];
@@ -83,11 +83,12 @@ static double disk_free(const char *out)
     snprintf(dir, sizeof dir, "%s", out && *out ? out : ".");
     while (statvfs(dir, &v)) {
         char *slash = strrchr(dir, '/');
-        if (!slash)
-            return statvfs(".", &v) ? -1 : (double)v.f_bavail * (double)v.f_frsize;
-        slash[slash == dir] = '\0';
-        if (slash == dir && statvfs(dir, &v))
+        if (!strcmp(dir, ".") || !strcmp(dir, "/"))
             return -1;
+        if (!slash)
+            strcpy(dir, ".");
+        else
+            slash[slash == dir] = '\0'; /* "/x" leaves "/" */
     }
     return (double)v.f_bavail * (double)v.f_frsize;
 }

@@ -62,7 +62,9 @@ void quant_plan(const struct model *m, const struct quant_options *o, int64_t ca
     p->output_bytes = p->quantized_bytes + p->kept_bytes;
     uint64_t wide = (uint64_t)(hp->n_head * hp->head_dim > hp->n_ff ? hp->n_head * hp->head_dim : hp->n_ff);
     uint64_t block = weights / (uint64_t)(hp->n_layer ? hp->n_layer : 1) * 4;
-    p->peak_bytes = m->ck->data_bytes + p->quantized_bytes + p->kept_bytes + block;
+    p->peak_bytes = m->ck->data_bytes + p->quantized_bytes + block;
+    if (o->kept == DT_F16) /* rounded copies; F32 stays the view that it is */
+        p->peak_bytes += p->kept_bytes;
     if (method_table[o->method].needs_calib)
         p->peak_bytes += (uint64_t)calib_tokens * ((uint64_t)hp->n_embd * (with_float ? 2 : 1) + wide) * 4 +
                          fwd_bytes(hp, longest_sequence) * (with_float ? 2 : 1) + stage_bytes(m, with_float);
