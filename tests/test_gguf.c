@@ -48,7 +48,7 @@ static void put(struct bytes *b, uint64_t v, size_t n)
 {
     assert_true(b->n + n <= sizeof b->p);
     for (size_t i = 0; i < n; i++)
-        b->p[b->n++] = (uint8_t)(v >> (8 * i));
+        b->p[b->n++] = i < 8 ? (uint8_t)(v >> (8 * i)) : 0;
 }
 
 static void put_raw(struct bytes *b, const char *s, size_t n)
