@@ -174,7 +174,7 @@ static void test_failures(void **state)
         { "run tests/run -p x", "tests/run" },
         { "quantize " LLAMA " -o /proc/nowhere/x --method rtn -q", "/proc/nowhere/x" },
         { "quantize " LLAMA " -o x --calib /no/such/text -q", "/no/such/text" },
-        { "quantize tests/fixtures/models/qwen2 -o x -q", "--dac off" },
+        { "quantize tests/fixtures/models/qwen2 -o x -q --dac on", "--dac off" },
         { "inspect " LLAMA " --tensor nothing", "nothing" },
     };
     (void)state;

@@ -153,6 +153,7 @@ static void test_threads(void **state)
 {
     (void)state;
     struct quant_options o = options("d2quant", "default", 3, 32);
+    o.dac = true;
     o.dac_accept = false;
     int counts[3] = { 1, 2, 7 };
     struct model *m[3];

@@ -35,6 +35,7 @@ def main():
     ap.add_argument("model")
     ap.add_argument("text")
     ap.add_argument("--protocol", default="gptq", choices=["gptq", "llama"])
+    ap.add_argument("--tokenizer", help="folder whose tokenizer to use: transformers makes of a GGUF file of SmolLM2 one without its digit rule")
     ap.add_argument("--ctx", type=int)
     ap.add_argument("--windows", type=int)
     ap.add_argument("--as-is", action="store_true")
@@ -47,6 +48,8 @@ def main():
     if args.protocol == "gptq" and not args.as_is and "\n \n" in text and "\n\n" not in text:
         text, rule = rows_of(text), "wikitext-rows"
     model, tok = load(args.model)
+    if args.tokenizer:
+        tok = AutoTokenizer.from_pretrained(args.tokenizer)
     ids = tok(text, verbose=False).input_ids
     ctx = args.ctx or (2048 if args.protocol == "gptq" else 512)
     first = 1 if args.protocol == "gptq" else ctx // 2 + 1

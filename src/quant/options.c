@@ -29,7 +29,7 @@ int quant_options_init(struct quant_options *o, const char *method, const char *
     if (id != METHOD_d2quant)
         return 0;
     o->dsq = true;
-    o->dac = true;
+    o->dac = paper; /* measured neutral beside propagated error, and few formats carry it */
     o->dac_accept = !paper;
     o->dsq_init = paper ? DSQ_ONES : DSQ_ACTIVATION;
     o->dsq_rounds = paper ? 5 : 2;
