@@ -382,6 +382,47 @@ static void test_cancel(void **state)
     model_free(m);
 }
 
+/* Plain text, JSONL of documents and of chats, text shorter than asked for, and lines that are neither. */
+static void test_calibration_files(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name, *text;
+        int64_t n; /* sequences; -1: refused */
+    } files[] = {
+        { "short.txt", "a few words only", 1 },
+        { "docs.jsonl", "{\"text\": \"first document\"}\n\n{\"text\": \"second document, a little longer\"}\n", 1 },
+        { "chat.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"hi there\"}, {\"role\": \"assistant\", "
+                        "\"content\": \"good day to you\"}]}\n", 1 },
+        { "brace.txt", "{ not JSON, so plain text that begins with a brace", 1 },
+        { "bad.jsonl", "{\"text\": \"fine\"}\n{\"text\": 7}\n", -1 },
+        { "cut.jsonl", "{\"text\": \"fine\"}\n{\"text\": \"cut\n", -1 },
+        { "nocontent.jsonl", "{\"messages\": [{\"role\": \"user\"}]}\n", -1 },
+        { "one.txt", "", -1 },
+    };
+    const char *dir = scratch_dir();
+    struct model *m = open_model(MODELS "llama");
+    for (size_t k = 0; k < sizeof files / sizeof *files; k++) {
+        struct calib c;
+        struct err e = { 0 };
+        const char *path = scratch_path(dir, files[k].name);
+        scratch_write(path, files[k].text, strlen(files[k].text));
+        int rc = calib_from_file(&c, m, path, 4, 256, 0, &e);
+        if (files[k].n < 0) {
+            if (rc == 0 || !strstr(e.msg, files[k].name))
+                fail_msg("%s: accepted, or not named: %s", files[k].name, e.msg);
+            continue;
+        }
+        if (rc)
+            fail_msg("%s: %s", files[k].name, e.msg);
+        assert_int_equal(c.n, files[k].n);
+        assert_true(calib_tokens(&c) > 3 && calib_tokens(&c) < 256);
+        calib_release(&c);
+    }
+    model_free(m);
+    scratch_remove(dir);
+}
+
 int main(void)
 {
     struct err e;
@@ -397,6 +438,7 @@ int main(void)
         cmocka_unit_test(test_bad_numbers),
         cmocka_unit_test(test_options),
         cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_calibration_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
