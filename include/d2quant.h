@@ -84,7 +84,8 @@ typedef struct d2q_quantize_options {
     int64_t nsamples, seqlen; /* 128 sequences of 2048 tokens */
     uint64_t seed;        /* 0 */
     int zero_min;         /* smallest zero point: 0, or 1 for format gptq_v1, which cannot hold 0 */
-    int kept_f32;         /* what is not quantized is rounded to F16 (0) or F32 (1): what the output stores */
+    int kept_f32;         /* what is not quantized is rounded to F16 (0) or F32 (1), or kept as it is, but F32 embeddings as
+                           * F16 (2, for GGUF): what the output stores */
     d2q_log_fn log;
     void *log_ud;
 } d2q_quantize_options;
@@ -107,7 +108,7 @@ typedef struct d2q_export_options {
 /* Can this format carry the model once quantized with o (NULL: as it is)? For asking before hours of work. */
 D2Q_API int d2q_export_check(d2q_model *m, const char *format, const d2q_quantize_options *q,
                              const d2q_export_options *o, d2q_error *err);
-/* Written under a temporary name, read back, compared bit for bit, then renamed to path. JSON: {"format", "path", "bytes",
+/* path: a folder, or for format gguf a file. Written under a temporary name, read back, compared bit for bit, then renamed to path. JSON: {"format", "path", "bytes",
  * "loads"}. */
 D2Q_API int d2q_export(d2q_model *m, const char *format, const char *path, const d2q_export_options *o, char **json,
                        d2q_error *err);

@@ -135,13 +135,13 @@ static void test_wrong_usage(void **state)
         { "quantize " LLAMA " -o x --damp nan", "--damp: expected a number from 0 to 1" },
         { "quantize " LLAMA " -o x --damp 0x1", "--damp: expected a number from 0 to 1" },
         { "quantize " LLAMA " -o x --method gtpq", "--method: expected one of d2quant, gptq, rtn" },
-        { "quantize " LLAMA " -o x --format gguf", "--format: expected one of gptq, gptq_v1, hf" },
+        { "quantize " LLAMA " -o x --format ggml", "--format: expected one of gptq, gptq_v1, hf, gguf" },
         { "quantize " LLAMA " -o x --format hf --format hf", "--format hf is given twice" },
         { "quantize " LLAMA " -o x --propagate 0.5", "--propagate: expected off or two numbers" },
         { "quantize " LLAMA " -o x --propagate 0.5,9", "--propagate: expected off or two numbers" },
         { "quantize " LLAMA " -o x --dsq yes", "--dsq: expected on or off" },
         { "quantize " LLAMA " -o x --nsamples 0", "--nsamples: expected a whole number from 1" },
-        { "quantize " LLAMA " -o x.gguf", "GGUF files are not written yet" },
+        { "quantize " LLAMA " -o x.gguf --format gguf --format hf", "names one GGUF file, --format hf asks for more" },
         { "quantize " LLAMA " -o x --method gptq --dsq on", "dsq and dac belong to method d2quant" },
         { "quantize " LLAMA " -o x --bit 3", "did you mean --bits?" },
         { "quantize " LLAMA " -o x --grop=64", "did you mean --group?" },
@@ -252,6 +252,31 @@ static void test_formats(void **state)
         json_decref(j);
     }
     assert_true(ppl[0] > 1 && ppl[0] == ppl[1] && ppl[1] == ppl[2]);
+}
+
+/* One GGUF file, alone or among others: the same codes, the same figure as the float folder made of them. */
+static void test_gguf(void **state)
+{
+    static const char *const paths[] = { "one.gguf", "some/model.gguf", "some/hf", "some/gptq" };
+    static const char grid[] = SMALL "--bits 3 --grid sym --json";
+    double ppl[4];
+    (void)state;
+    json_t *j = json_of(d2q("quantize " LLAMA " -o %s/one.gguf%s", dir, grid), quantize_keys);
+    const json_t *out = json_array_get(json_object_get(j, "outputs"), 0);
+    assert_string_equal(json_string_value(json_object_get(out, "format")), "gguf");
+    json_decref(j);
+    j = json_of(d2q("quantize " LLAMA " -o %s/some --format gguf --format hf --format gptq%s", dir, grid), quantize_keys);
+    json_decref(j);
+    for (int i = 0; i < 4; i++) {
+        j = json_of(d2q("eval %s/%s --ppl " TEXT " --ctx 64 --json", dir, paths[i]), eval_keys);
+        ppl[i] = number(j, "ppl");
+        json_decref(j);
+    }
+    assert_true(ppl[1] > 1 && ppl[1] == ppl[2] && ppl[2] == ppl[3]);
+    assert_true(ppl[0] > 1 && ppl[0] < 1.02 * ppl[1] && ppl[0] > 0.98 * ppl[1]); /* its vectors were not rounded to halves */
+    expect_status(d2q("quantize " LLAMA " -o %s/no.gguf" SMALL, dir), 1);
+    expect_text(last.err, "2 bits, group 32, asymmetric, rows of 64: no type of GGUF holds that exactly");
+    assert_false(file_exists(scratch_path(dir, "no.gguf")));
 }
 
 static void test_dry_run(void **state)
@@ -413,6 +438,7 @@ int main(void)
         cmocka_unit_test(test_quantize_json),
         cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_formats),
+        cmocka_unit_test(test_gguf),
         cmocka_unit_test(test_dry_run),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_calib),

@@ -378,7 +378,7 @@ static void what_does_not_fit_is_refused(void **state)
     const char *dir = scratch_dir(), *out = scratch_path(dir, "out");
     struct model *m = open_model(MODELS "smollm2");
     export_refuses(m, "gptq", out, NULL, "no quantized matrix");
-    export_refuses(m, "gtpq", out, NULL, "expected one of gptq, gptq_v1, hf");
+    export_refuses(m, "gtpq", out, NULL, "expected one of gptq, gptq_v1, hf, gguf");
     quantize_model_rtn(m, 2, 32, false, 0);
     export_refuses(m, "gptq", out, NULL, "multiples of 32"); /* 72 wide */
     model_free(m);

@@ -40,6 +40,7 @@ int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, s
     o->group = in->group;
     o->zero_min = in->zero_min;
     o->kept = in->kept_f32 ? DT_F32 : DT_F16;
+    o->kept_packed = in->kept_f32 == 2;
     if ((k = choose("grid", in->grid, grids, e)) < 0)
         return -1;
     o->sym = k == 1;
@@ -271,7 +272,12 @@ int d2q_export_check(d2q_model *dm, const char *format, const d2q_quantize_optio
     struct export_plan plan = { .quantized = q != NULL };
     if (q && api_quant_options(q, &qo, &e))
         return api_fail(err, &e);
-    plan.mlp_bias = q && qo.dac;
+    if (q) {
+        plan.mlp_bias = qo.dac;
+        plan.bits = qo.bits;
+        plan.group = qo.group;
+        plan.sym = qo.sym;
+    }
     return export_check(dm->m, format, &o, q ? &plan : NULL, &e) ? api_fail(err, &e) : 0;
 }
 

@@ -319,6 +319,13 @@ int outfile_commit(struct outfile *o, struct err *e)
     return rc;
 }
 
+int file_move(const char *from, const char *to, struct err *e)
+{
+    if (rename(from, to))
+        return err_errno(e, "%s: cannot rename into place", to);
+    return sync_parent(to, e);
+}
+
 void outfile_abort(struct outfile *o)
 {
     if (!o->buf && !o->path)

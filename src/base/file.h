@@ -61,6 +61,9 @@ int outfile_pad(struct outfile *o, uint64_t align, struct err *e); /* zeros up t
 int outfile_commit(struct outfile *o, struct err *e); /* flush, fsync, rename; releases either way */
 void outfile_abort(struct outfile *o);                /* unlinks; safe on a zeroed or finished struct */
 
+/* Renames a finished file, replacing what is there, and syncs the folder. */
+int file_move(const char *from, const char *to, struct err *e);
+
 /* A folder written as a whole: outdir_open makes "<path>.tmp-<pid>", files are
  * written under o->tmp, outdir_commit renames it to path. An existing path is
  * moved aside first and removed after (files only one level deep). */

@@ -1,5 +1,6 @@
 /* d2q quantize: plan, quantize, write. What can be refused is refused before the work: options, what the format carries,
  * room on the disk. */
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +23,7 @@ struct args {
 
 #define AT(member) offsetof(struct args, member)
 const struct opt cmd_quantize_opts[] = {
-    { "out", 'o', OPT_STR, AT(out), "OUT", NULL, 0, 0, "folder to write", NULL },
+    { "out", 'o', OPT_STR, AT(out), "OUT", NULL, 0, 0, "folder, or .gguf file, to write", NULL },
     { "method", 0, OPT_STR, AT(q.method), NULL, "@methods", 0, 0, "how codes are found", NULL },
     { "recipe", 0, OPT_STR, AT(q.recipe), NULL, "default|paper", 0, 0, "d2quant: what measures best, or the paper alone", NULL },
     { "bits", 0, OPT_INT, AT(q.bits), NULL, "2|3|4", 2, 4, "bits of a code", NULL },
@@ -41,7 +42,7 @@ const struct opt cmd_quantize_opts[] = {
     { "nsamples", 0, OPT_I64, AT(q.nsamples), "N", NULL, 1, 1 << 24, "calibration sequences", NULL },
     { "seqlen", 0, OPT_I64, AT(q.seqlen), "N", NULL, 2, 1 << 20, "tokens in each", NULL },
     { "seed", 0, OPT_U64, AT(q.seed), "N", NULL, 0, 9007199254740992.0, "of the choice of calibration text", NULL },
-    { "format", 0, OPT_STRS, AT(formats), NULL, "@formats", 0, 0, "several make OUT a folder with one of each", "gptq" },
+    { "format", 0, OPT_STRS, AT(formats), NULL, "@formats", 0, 0, "several make OUT a folder with one of each", "gptq, or gguf when OUT ends in .gguf" },
     { "drop-corrections", 0, OPT_FLAG, AT(x.drop_corrections), NULL, NULL, 0, 0,
       "leave out what the format cannot carry, with a warning", NULL },
     { "as-llama", 0, OPT_FLAG, AT(x.as_llama), NULL, NULL, 0, 0, "write Mistral, Qwen2 as Llama, which carries DAC", NULL },
@@ -61,17 +62,23 @@ static int check_args(const struct opt_spec *spec, struct args *a)
 {
     if (!a->out && !a->dry_run)
         return opt_usage(spec->command, "-o OUT is missing");
-    if (a->out && ends_with(a->out, ".gguf"))
-        return opt_usage(spec->command, "-o %s: GGUF files are not written yet; name a folder", a->out);
+    bool gguf = a->out && ends_with(a->out, ".gguf");
+    if (gguf && a->formats.n && (a->formats.n > 1 || strcmp(a->formats.v[0], "gguf")))
+        return opt_usage(spec->command, "-o %s names one GGUF file, --format %s asks for more: name a folder", a->out,
+                         a->formats.v[strcmp(a->formats.v[0], "gguf") ? 0 : 1]);
     for (int i = 0; i < a->formats.n; i++)
         for (int j = 0; j < i; j++)
             if (!strcmp(a->formats.v[i], a->formats.v[j]))
                 return opt_usage(spec->command, "--format %s is given twice", a->formats.v[i]);
     if (!a->formats.n)
-        a->formats.v[a->formats.n++] = "gptq";
-    for (int i = 0; i < a->formats.n; i++)
+        a->formats.v[a->formats.n++] = gguf ? "gguf" : "gptq";
+    bool hf = false, halves = false; /* gptq stores F16 */
+    for (int i = 0; i < a->formats.n; i++) {
         a->q.zero_min |= !strcmp(a->formats.v[i], "gptq_v1");
-    a->q.kept_f32 = a->formats.n == 1 && !strcmp(a->formats.v[0], "hf");
+        hf |= !strcmp(a->formats.v[i], "hf");
+        halves |= strcmp(a->formats.v[i], "hf") && strcmp(a->formats.v[i], "gguf");
+    }
+    a->q.kept_f32 = halves ? 0 : hf ? 1 : 2;
     return -1;
 }
 
@@ -177,7 +184,8 @@ static int export_all(d2q_model *m, struct args *a, json_t *r, d2q_error *e)
         mkdir(a->out, 0777); /* the first file says why if that failed */
     for (int i = 0; i < a->formats.n && !rc; i++) {
         char *text = NULL;
-        snprintf(path, sizeof path, "%s%s%s", a->out, a->formats.n > 1 ? "/" : "", a->formats.n > 1 ? a->formats.v[i] : "");
+        const char *name = a->formats.n == 1 ? "" : strcmp(a->formats.v[i], "gguf") ? a->formats.v[i] : "model.gguf";
+        snprintf(path, sizeof path, "%s%s%s", a->out, *name ? "/" : "", name);
         rc = d2q_export(m, a->formats.v[i], path, &a->x, &text, e);
         json_t *o = rc ? NULL : show_parse(text);
         bytes += show_num(o, "bytes");

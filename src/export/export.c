@@ -6,12 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "export/weights.h"
 #include "model/family.h"
 
 const struct exporter exporter_table[] = {
-#define EXPORTER(name, help, loads) { #name, help, loads, name##_carries, name##_write },
+#define EXPORTER(name, file, help, loads) { #name, help, loads, file, name##_carries, name##_write },
 #include "export/exporters.def"
 #undef EXPORTER
 };
@@ -230,6 +231,44 @@ int export_check(const struct model *m, const char *format, const struct export_
     return x ? x->carries(m, o ? o : &defaults, plan, e) : -1;
 }
 
+/* A file is written beside its final name. */
+static int check_file(const struct model *m, const char *path, struct err *e)
+{
+    struct stat a, b;
+    char magic[4] = { 0 };
+    if (stat(path, &a))
+        return 0;
+    if (!S_ISREG(a.st_mode))
+        return err_set(e, ERR_USAGE, "%s: exists and is no file; it is not replaced", path);
+    if (m->ck && !stat(m->ck->path, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+        return err_set(e, ERR_USAGE, "%s: is the file that the model is read from; it is not replaced", path);
+    FILE *f = fopen(path, "rb");
+    size_t n = f ? fread(magic, 1, sizeof magic, f) : 0;
+    if (f)
+        fclose(f);
+    if (a.st_size && (n < sizeof magic || memcmp(magic, "GGUF", sizeof magic)))
+        return err_set(e, ERR_USAGE, "%s: exists and is no GGUF file; it is not replaced", path);
+    return 0;
+}
+
+static int export_file(const struct exporter *x, const struct model *m, const char *path, const struct export_options *o,
+                       const struct log *log, uint64_t *bytes, struct err *e)
+{
+    char tmp[4096];
+    struct stat st;
+    if ((size_t)snprintf(tmp, sizeof tmp, "%s.unverified-%ld", path, (long)getpid()) >= sizeof tmp)
+        return err_set(e, ERR_USAGE, "%s: path is too long", path);
+    if (check_file(m, path, e))
+        return -1;
+    if (x->write(m, tmp, o, log, e) || (stat(tmp, &st) && err_errno(e, "%s", tmp)) || file_move(tmp, path, e)) {
+        unlink(tmp);
+        return -1;
+    }
+    if (bytes)
+        *bytes = (uint64_t)st.st_size;
+    return 0;
+}
+
 int export_model(const struct model *m, const char *format, const char *out_dir, const struct export_options *o,
                  const struct log *log, uint64_t *bytes, struct err *e)
 {
@@ -237,7 +276,11 @@ int export_model(const struct model *m, const char *format, const char *out_dir,
     struct outdir out;
     o = o ? o : &defaults;
     const struct exporter *x = exporter_by_name(format, e);
-    if (!x || x->carries(m, o, NULL, e) || check_target(m, out_dir, e) || outdir_open(&out, out_dir, e))
+    if (!x || x->carries(m, o, NULL, e))
+        return -1;
+    if (x->file)
+        return export_file(x, m, out_dir, o, log, bytes, e);
+    if (check_target(m, out_dir, e) || outdir_open(&out, out_dir, e))
         return -1;
     warn_dropped(m, o, out_dir, log);
     int rc = x->write(m, out.tmp, o, log, e) || write_generation_config(m, out.tmp, e) ||

@@ -1,4 +1,4 @@
-/* export: a model in memory becomes a folder that other programs load.
+/* export: a model in memory becomes a folder or file that other programs load.
  *
  * Contract: nothing is lost on the way. A format either holds the model exactly, or refuses it naming the
  * reason; what was written is read back by our own reader and compared bit for bit before the folder gets its
@@ -22,6 +22,9 @@ struct export_options {
 /* What a model that is not quantized yet is going to be. */
 struct export_plan {
     bool quantized; /* the seven matrices of each block as grouped integers */
+    int bits;       /* of these; group <= 0: a whole row */
+    int64_t group;
+    bool sym;
     bool mlp_bias;  /* gate and up get biases (DAC) */
 };
 
@@ -29,18 +32,19 @@ struct exporter {
     const char *name;
     const char *help;  /* one line */
     const char *loads; /* who loads it */
+    bool file;         /* one file, not a folder */
     /* Can the format hold this model exactly? ERR_UNSUPPORTED with the reason. */
     int (*carries)(const struct model *m, const struct export_options *o, const struct export_plan *p,
                    struct err *e);
-    /* Everything but the tokenizer and generation_config.json, into dir; verified. */
-    int (*write)(const struct model *m, const char *dir, const struct export_options *o, const struct log *log,
+    /* Everything but the tokenizer and generation_config.json, into folder path, or all of it as file path; verified. */
+    int (*write)(const struct model *m, const char *path, const struct export_options *o, const struct log *log,
                  struct err *e);
 };
 
-#define EXPORTER(name, help, loads)                                                                                 \
+#define EXPORTER(name, file, help, loads)                                                                                 \
     int name##_carries(const struct model *m, const struct export_options *o, const struct export_plan *p,          \
                        struct err *e);                                                                              \
-    int name##_write(const struct model *m, const char *dir, const struct export_options *o, const struct log *log, \
+    int name##_write(const struct model *m, const char *path, const struct export_options *o, const struct log *log, \
                      struct err *e);
 #include "export/exporters.def"
 #undef EXPORTER

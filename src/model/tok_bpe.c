@@ -158,6 +158,25 @@ int merges_from_scores(struct tokenizer *t, const float *score, struct merge **o
     return rc;
 }
 
+static int by_rank(const void *a, const void *b)
+{
+    const struct merge *x = a, *y = b;
+    return x->rank < y->rank ? -1 : x->rank > y->rank;
+}
+
+struct merge *merges_by_rank(const struct tokenizer *t, size_t *n)
+{
+    size_t count = 0;
+    struct merge *list = mem_alloc(t->merges.size + 1, sizeof *list);
+    for (uint32_t i = 0; list && i < t->merges.size; i++)
+        if (t->merges.slot[i].id >= 0)
+            list[count++] = t->merges.slot[i];
+    if (list)
+        qsort(list, count, sizeof *list, by_rank);
+    *n = count;
+    return list;
+}
+
 /* ---- the merge loop -------------------------------------------------------- */
 
 struct node {

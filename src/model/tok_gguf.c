@@ -3,8 +3,6 @@
 
 #include "model/tokenizer_impl.h"
 
-enum { GGUF_TOKEN_NORMAL = 1, GGUF_TOKEN_UNKNOWN, GGUF_TOKEN_CONTROL, GGUF_TOKEN_USER, GGUF_TOKEN_UNUSED, GGUF_TOKEN_BYTE };
-
 static int missing(const struct tokenizer *t, const char *key, struct err *e)
 {
     return err_set(e, ERR_FORMAT, "%s: key %s is missing", t->what, key);

@@ -15,30 +15,56 @@ static const char regex_tekken[] =
     "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|"
     "\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
+static const char *const gpt2[] = { regex_gpt2, NULL }, *const llama3[] = { regex_llama3, NULL },
+                  *const qwen2[] = { regex_qwen2, NULL }, *const digits[] = { regex_digit, regex_gpt2, NULL },
+                  *const tekken[] = { regex_tekken, NULL };
+
+/* formats.md 3b, "Pre-tokenizers"; of several names for the same, the first is written. */
+static const struct pre_row {
+    const char *name;
+    const char *const *list;
+    bool ignore_merges;
+} pre_table[] = {
+    { "gpt-2", gpt2, false }, { "phi-2", gpt2, false }, { "jina-es", gpt2, false }, { "jina-de", gpt2, false },
+    { "mpt", gpt2, false }, { "olmo", gpt2, false },
+    { "llama-bpe", llama3, true }, { "llama3", llama3, true }, { "llama-v3", llama3, true }, { "falcon3", llama3, true },
+    { "dbrx", llama3, false }, { "smaug-bpe", llama3, false },
+    { "qwen2", qwen2, false }, { "deepseek-r1-qwen", qwen2, false }, { "megrez", qwen2, false }, { "stablelm2", qwen2, false },
+    { "smollm", digits, false }, { "starcoder", digits, false }, { "refact", digits, false },
+    { "codeshell", digits, false }, { "exaone", digits, false }, { "minerva-7b", digits, false },
+    { "tekken", tekken, true },
+};
+
+#define N_PRE_ROWS (sizeof pre_table / sizeof *pre_table)
+
 const char *const *pre_by_name(const char *name, bool *ignore_merges)
 {
-    static const char *const gpt2[] = { regex_gpt2, NULL }, *const llama3[] = { regex_llama3, NULL },
-                      *const qwen2[] = { regex_qwen2, NULL }, *const digits[] = { regex_digit, regex_gpt2, NULL },
-                      *const tekken[] = { regex_tekken, NULL };
-    static const struct {
-        const char *name;
-        const char *const *list;
-        bool ignore_merges;
-    } table[] = { /* formats.md 3b, "Pre-tokenizers" */
-        { "gpt-2", gpt2, false }, { "phi-2", gpt2, false }, { "jina-es", gpt2, false }, { "jina-de", gpt2, false },
-        { "mpt", gpt2, false }, { "olmo", gpt2, false },
-        { "llama-bpe", llama3, true }, { "llama3", llama3, true }, { "llama-v3", llama3, true }, { "falcon3", llama3, true },
-        { "qwen2", qwen2, false }, { "deepseek-r1-qwen", qwen2, false }, { "megrez", qwen2, false }, { "stablelm2", qwen2, false },
-        { "smollm", digits, false }, { "starcoder", digits, false }, { "refact", digits, false },
-        { "codeshell", digits, false }, { "exaone", digits, false }, { "minerva-7b", digits, false },
-        { "tekken", tekken, true },
-    };
-    for (size_t i = 0; i < sizeof table / sizeof *table; i++)
-        if (!strcmp(table[i].name, name)) {
-            *ignore_merges = table[i].ignore_merges;
-            return table[i].list;
+    for (size_t i = 0; i < N_PRE_ROWS; i++)
+        if (!strcmp(pre_table[i].name, name)) {
+            *ignore_merges = pre_table[i].ignore_merges;
+            return pre_table[i].list;
         }
     return NULL;
+}
+
+static bool same_steps(const struct tokenizer *t, const char *const *list)
+{
+    int i = 0;
+    while (i < t->n_pre && list[i] && t->pre_kind[i] == PRE_SPLIT && !strcmp(t->pre_text[i], list[i]))
+        i++;
+    return i == t->n_pre && !list[i];
+}
+
+const char *pre_name(const struct tokenizer *t)
+{
+    const char *name = NULL;
+    for (size_t i = 0; i < N_PRE_ROWS; i++)
+        if (same_steps(t, pre_table[i].list)) {
+            if (pre_table[i].ignore_merges == t->ignore_merges)
+                return pre_table[i].name;
+            name = name ? name : pre_table[i].name;
+        }
+    return name;
 }
 
 int pre_add(struct tokenizer *t, const char *regex, enum pre_kind kind, struct err *e)

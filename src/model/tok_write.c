@@ -86,22 +86,12 @@ static json_t *vocab_json(const struct tokenizer *t)
     return vocab;
 }
 
-static int by_rank(const void *a, const void *b)
-{
-    const struct merge *x = a, *y = b;
-    return x->rank < y->rank ? -1 : x->rank > y->rank;
-}
-
 static json_t *merges_json(const struct tokenizer *t)
 {
-    size_t n = 0;
-    struct merge *list = mem_alloc(t->merges.size, sizeof *list);
+    size_t n;
+    struct merge *list = merges_by_rank(t, &n);
     if (!list)
         return NULL;
-    for (uint32_t i = 0; i < t->merges.size; i++)
-        if (t->merges.slot[i].id >= 0)
-            list[n++] = t->merges.slot[i];
-    qsort(list, n, sizeof *list, by_rank);
     json_t *out = json_array();
     for (size_t i = 0; out && i < n; i++) {
         json_t *l = token_text(t, list[i].left), *r = token_text(t, list[i].right);

@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "base/log.h"
 #include "io/checkpoint.h"
 
 struct tokenizer; /* tokenizer.c */
@@ -48,5 +49,12 @@ const char *tokenizer_chat_template(const struct tokenizer *t); /* Jinja text or
  * checkpoint is a Hugging Face folder, made from the metadata when it is a GGUF file. transformers'
  * AutoTokenizer loads them and gives the same ids. */
 int tokenizer_write_hf(const struct tokenizer *t, const struct checkpoint *c, const char *dir, struct err *e);
+
+/* The same as GGUF metadata (tokenizer.*), for a model of n_vocab rows: copied when the checkpoint is a GGUF file, else
+ * made; ERR_UNSUPPORTED for a pre-tokenizer that GGUF has no name for. What GGUF has no key for is told to log. */
+int tokenizer_write_gguf(const struct tokenizer *t, const struct checkpoint *c, int64_t n_vocab, struct gguf_writer *w,
+                         const struct log *log, struct err *e);
+/* Do both make the same ids of a text with many kinds of words and of the text of many of a's tokens? -1: they differ. */
+int tokenizer_compare(const struct tokenizer *a, const struct tokenizer *b, struct err *e);
 
 #endif

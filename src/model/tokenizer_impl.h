@@ -15,6 +15,9 @@
 
 enum token_kind { TOKEN_NORMAL, TOKEN_ADDED, TOKEN_SPECIAL, TOKEN_BYTE, TOKEN_UNUSED };
 
+/* tokenizer.ggml.token_type */
+enum { GGUF_TOKEN_NORMAL = 1, GGUF_TOKEN_UNKNOWN, GGUF_TOKEN_CONTROL, GGUF_TOKEN_USER, GGUF_TOKEN_UNUSED, GGUF_TOKEN_BYTE };
+
 struct token {
     const char *raw; /* NUL-terminated, but may hold NUL bytes: use n */
     size_t n;
@@ -94,6 +97,9 @@ int bpe_word(const struct tokenizer *t, const char *s, size_t n, struct bpe_scra
              struct token_list *out, struct err *e);
 int token_list_add(struct token_list *l, int32_t id, struct err *e);
 
+/* All merges in the order of their rank (mem_free). NULL: out of memory. */
+struct merge *merges_by_rank(const struct tokenizer *t, size_t *n);
+
 /* ---- tok_pre.c ------------------------------------------------------------- */
 
 int pre_add(struct tokenizer *t, const char *regex, enum pre_kind kind, struct err *e);
@@ -105,6 +111,8 @@ size_t utf8_len(const char *s, size_t n);
 extern const char regex_gpt2[], regex_llama3[], regex_qwen2[];
 /* The regexes of a GGUF file's tokenizer.ggml.pre; NULL: unknown name. Ends with NULL. */
 const char *const *pre_by_name(const char *name, bool *ignore_merges);
+/* The other way: the name whose steps are t's; one with t's ignore_merges if there is any. NULL: none. */
+const char *pre_name(const struct tokenizer *t);
 
 /* ---- loading and writing --------------------------------------------------- */
 

@@ -49,15 +49,23 @@ static int round_matrix(struct model *m, struct tensor *t, struct err *e)
     return 0;
 }
 
-static int round_kept(struct model *m, struct err *e)
+/* only_f32: what is stored in another type stays */
+static int round_embeddings(struct model *m, bool only_f32, struct err *e)
 {
-    const struct hparams *hp = &m->hp;
     bool shared = m->lm_head.data == m->tok_embd.data;
-    if (round_matrix(m, &m->tok_embd, e) || round_vector(m, &m->out_norm, hp->n_embd, e))
+    if ((!only_f32 || m->tok_embd.type == DT_F32) && round_matrix(m, &m->tok_embd, e))
         return -1;
     if (shared)
         m->lm_head = m->tok_embd;
-    else if (round_matrix(m, &m->lm_head, e))
+    else if ((!only_f32 || m->lm_head.type == DT_F32) && round_matrix(m, &m->lm_head, e))
+        return -1;
+    return 0;
+}
+
+static int round_kept(struct model *m, struct err *e)
+{
+    const struct hparams *hp = &m->hp;
+    if (round_embeddings(m, false, e) || round_vector(m, &m->out_norm, hp->n_embd, e))
         return -1;
     for (int64_t i = 0; i < hp->n_layer; i++) {
         struct layer *l = &m->layers[i];
@@ -359,6 +367,8 @@ int quantize_model(struct model *m, const struct quant_options *o, const struct 
     int rc = res->tensors && res->blocks ? 0 : err_nomem(e, "results", 0);
     if (!rc && o->kept == DT_F16)
         rc = round_kept(m, e);
+    else if (!rc && o->kept_packed)
+        rc = round_embeddings(m, true, e);
     if (!rc && r.calib)
         rc = run_states(&r, e);
     for (int64_t i = 0; !rc && i < hp->n_layer; i++)

@@ -21,7 +21,13 @@ static uint64_t kept_bytes(const struct model *m, const struct quant_options *o)
         for (int r = 0; r < ROLE_COUNT; r++)
             n += m->layers[i].lin[r].b ? (uint64_t)m->layers[i].lin[r].w.dim[0] : 0;
     }
-    return n * width;
+    n *= width;
+    for (int i = 0; o->kept_packed && i < (hp->tied ? 1 : 2); i++) { /* at their own width, or F16 */
+        const struct tensor *t = i ? &m->lm_head : &m->tok_embd;
+        n -= (uint64_t)tensor_count(t) * width;
+        n += t->type == DT_F32 ? 2 * (uint64_t)tensor_count(t) : t->size;
+    }
+    return n;
 }
 
 /* The largest of the four stages: statistics, the factor (double, then float), target and scratch of one matrix. */

@@ -68,6 +68,7 @@ struct quant_options {
     int dsq_rounds;
     enum quant_failure on_failure;
     enum dtype kept;  /* what tensors that are not quantized are rounded to: DT_F16 or DT_F32 */
+    bool kept_packed; /* with DT_F32: F32 embeddings and head become F16, packed ones stay as stored (GGUF) */
 };
 
 /* Fills o for a method and a recipe ("default" or "paper"; only d2quant has two). */
