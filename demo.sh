@@ -37,7 +37,7 @@ awk -v b="$size" -v p="$(ppl "$model")" 'BEGIN { printf "%-22s %5s %9.1f %10.2f\
 
 longest=0 # of the runs so far
 for bits in 3 2; do
-    for method in rtn gptq d2quant; do
+    for method in rtn d2quant gptq; do
         out=$dir/$method-$bits
         if [ $(($(elapsed) + longest + longest / 4 + 20)) -gt "$limit" ]; then
             say "$method at $bits bits: left out, $limit seconds would not do"
