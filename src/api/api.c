@@ -36,6 +36,12 @@ void api_common(json_t *root, double t0)
     json_object_set_new(root, "version", json_string(d2q_version()));
 }
 
+int api_log(void *ud, enum log_kind kind, const char *text, double done, double total)
+{
+    const struct reporter *r = ud;
+    return r->fn ? r->fn(r->ud, (int)kind, text, done, total) : 0;
+}
+
 const char *d2q_version(void)
 {
     return D2Q_VERSION;

@@ -19,6 +19,12 @@ struct d2q_model {
 int api_fail(d2q_error *out, const struct err *e);
 /* Hands root over as text in *json (root is released); 0 or -1. */
 int api_json(json_t *root, char **json, d2q_error *err);
+/* The caller's callback behind a struct log: ud is a struct reporter. */
+struct reporter {
+    d2q_log_fn fn;
+    void *ud;
+};
+int api_log(void *ud, enum log_kind kind, const char *text, double done, double total);
 /* The public options as the quantizer's. */
 int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, struct err *e);
 /* "seconds", "peak_rss_bytes", "version" */

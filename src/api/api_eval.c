@@ -14,24 +14,13 @@ void d2q_eval_options_init(d2q_eval_options *o)
     *o = (d2q_eval_options){ .protocol = "gptq" };
 }
 
-struct reporter {
-    d2q_log_fn fn;
-    void *ud;
-};
-
-static int log_bridge(void *ud, enum log_kind kind, const char *text, double done, double total)
-{
-    const struct reporter *r = ud;
-    return r->fn ? r->fn(r->ud, (int)kind, text, done, total) : 0;
-}
-
 int d2q_eval(d2q_model *dm, const d2q_eval_options *in, char **json, d2q_error *err)
 {
     struct err e;
     struct eval_options o;
     struct eval_result r;
     struct reporter rep = { in->log, in->log_ud };
-    struct log log = { log_bridge, &rep };
+    struct log log = { api_log, &rep };
     char *text = NULL;
     size_t n = 0;
     double t0 = log_now();

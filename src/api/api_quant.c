@@ -164,11 +164,6 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
 
 /* ---- quantize ---------------------------------------------------------------------------- */
 
-struct reporter {
-    d2q_log_fn fn;
-    void *ud;
-};
-
 static json_t *tensor_json(const struct quant_tensor *t)
 {
     return json_pack("{sssss[II]sfsfsfsfsf}", "name", t->name, "type", t->type, "shape", (json_int_t)t->n_out,
@@ -187,12 +182,6 @@ static void on_tensor(void *ud, const struct quant_tensor *t)
         r->fn(r->ud, D2Q_LOG_TENSOR, text, 0, 0);
     free(text);
     json_decref(j);
-}
-
-static int log_bridge(void *ud, enum log_kind kind, const char *text, double done, double total)
-{
-    const struct reporter *r = ud;
-    return r->fn ? r->fn(r->ud, (int)kind, text, done, total) : 0;
 }
 
 static int make_calib(struct model *m, const d2q_quantize_options *in, const struct log *log, struct calib *c, struct err *e)
@@ -245,7 +234,7 @@ int d2q_quantize(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q
     struct calib c = { 0 };
     struct quant_result res = { 0 };
     struct reporter rep = { in->log, in->log_ud };
-    struct log log = { log_bridge, &rep };
+    struct log log = { api_log, &rep };
     double t0 = log_now();
     int rc = api_quant_options(in, &o, &e);
     bool calib = !rc && method_table[o.method].needs_calib;
@@ -285,7 +274,7 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
 {
     struct err e;
     struct reporter rep = { in ? in->log : NULL, in ? in->log_ud : NULL };
-    struct log log = { log_bridge, &rep };
+    struct log log = { api_log, &rep };
     struct export_options o = { .drop_corrections = in && in->drop_corrections, .as_llama = in && in->as_llama };
     const struct exporter *x = exporter_by_name(format, &e);
     uint64_t bytes = 0;

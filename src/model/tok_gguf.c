@@ -8,19 +8,6 @@ static int missing(const struct tokenizer *t, const char *key, struct err *e)
     return err_set(e, ERR_FORMAT, "%s: key %s is missing", t->what, key);
 }
 
-/* "<0xAB>" */
-static bool byte_name(const char *s, size_t n, uint8_t *byte)
-{
-    static const char hex[] = "0123456789ABCDEF";
-    if (n != 6 || memcmp(s, "<0x", 3) || s[5] != '>')
-        return false;
-    const char *hi = memchr(hex, s[3], 16), *lo = memchr(hex, s[4], 16);
-    if (!hi || !lo)
-        return false;
-    *byte = (uint8_t)((hi - hex) * 16 + (lo - hex));
-    return true;
-}
-
 static int read_tokens(struct tokenizer *t, const struct gguf *g, struct err *e)
 {
     struct gguf_iter it, types;

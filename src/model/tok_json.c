@@ -70,16 +70,6 @@ static int count_tokens(struct tokenizer *t, const json_t *vocab, const json_t *
     return 0;
 }
 
-static bool byte_name(const char *s, size_t n, uint8_t *byte)
-{
-    static const char hex[] = "0123456789ABCDEF";
-    const char *hi = n == 6 ? memchr(hex, s[3], 16) : NULL, *lo = n == 6 ? memchr(hex, s[4], 16) : NULL;
-    if (!hi || !lo || memcmp(s, "<0x", 3) || s[5] != '>')
-        return false;
-    *byte = (uint8_t)((hi - hex) * 16 + (lo - hex));
-    return true;
-}
-
 static int set_token(struct tokenizer *t, int32_t id, const char *s, size_t n, enum token_kind kind, struct err *e)
 {
     struct token *k = &t->tokens[id];

@@ -46,6 +46,18 @@ bool raw_from_chars(const char *s, size_t n, char *out, size_t *out_n)
     return true;
 }
 
+bool byte_name(const char *s, size_t n, uint8_t *byte)
+{
+    static const char hex[] = "0123456789ABCDEF";
+    if (n != 6 || memcmp(s, "<0x", 3) || s[5] != '>')
+        return false;
+    const char *hi = memchr(hex, s[3], 16), *lo = memchr(hex, s[4], 16);
+    if (!hi || !lo)
+        return false;
+    *byte = (uint8_t)((hi - hex) * 16 + (lo - hex));
+    return true;
+}
+
 /* ---- life ------------------------------------------------------------------- */
 
 static void find_byte_tokens(struct tokenizer *t)

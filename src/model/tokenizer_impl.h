@@ -120,6 +120,8 @@ const char *pre_name(const struct tokenizer *t);
  * false if a character is not of the table. */
 size_t byte_char(uint8_t byte, char out[2]);
 bool raw_from_chars(const char *s, size_t n, char *out, size_t *out_n);
+/* "<0xAB>": the name of a byte token. */
+bool byte_name(const char *s, size_t n, uint8_t *byte);
 /* After tokens[] are set: maps, byte ids, eog. */
 int tokenizer_finish(struct tokenizer *t, struct err *e);
 int tokenizer_from_json(struct tokenizer *t, const struct checkpoint *c, struct err *e);
