@@ -6,18 +6,10 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "base/rng.h"
 #include "quant/quant.h"
 
 #define MAX_TEXT ((size_t)1 << 30)
-
-/* splitmix64: the sequence is part of what a seed means, so it is spelled out here. */
-static uint64_t next_random(uint64_t *state)
-{
-    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
 
 int calib_from_tokens(struct calib *c, const int32_t *ids, int64_t n_ids, int64_t n, int64_t seqlen,
                       uint64_t seed, struct err *e)
@@ -31,6 +23,7 @@ int calib_from_tokens(struct calib *c, const int32_t *ids, int64_t n_ids, int64_
     if (n_ids < seqlen)
         seqlen = n_ids;
     int64_t have = n_ids / seqlen, take = n < have ? n : have;
+    struct rng rng = { seed };
     uint8_t *chosen = arena_zalloc(&c->arena, (size_t)have, 1);
     c->start = arena_alloc(&c->arena, (size_t)take + 1, sizeof *c->start);
     c->ids = arena_alloc(&c->arena, (size_t)(take * seqlen), sizeof *c->ids);
@@ -39,7 +32,7 @@ int calib_from_tokens(struct calib *c, const int32_t *ids, int64_t n_ids, int64_
         return err_nomem(e, "calibration tokens", (size_t)(take * seqlen) * sizeof *c->ids);
     }
     for (int64_t i = have - take; i < have; i++) { /* Floyd: take of have, each set equally likely */
-        int64_t k = (int64_t)(next_random(&seed) % (uint64_t)(i + 1));
+        int64_t k = (int64_t)(rng_next(&rng) % (uint64_t)(i + 1));
         chosen[chosen[k] ? i : k] = 1;
     }
     for (int64_t i = 0; i < have; i++)

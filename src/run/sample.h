@@ -1,18 +1,10 @@
-/* sample: the next token from a row of logits, and the random numbers for it.
- *
- * splitmix64: small, seedable by any number, the same on every machine. */
+/* sample: the next token from a row of logits. */
 #ifndef D2Q_RUN_SAMPLE_H
 #define D2Q_RUN_SAMPLE_H
 
 #include <stdint.h>
 
-struct rng {
-    uint64_t state;
-};
-
-void rng_init(struct rng *r, uint64_t seed, uint64_t stream); /* streams of one seed are independent */
-uint64_t rng_next(struct rng *r);
-double rng_uniform(struct rng *r); /* [0, 1) */
+#include "base/rng.h"
 
 struct sample_options {
     double temp;   /* 0: the most likely token (the first of equal ones) */
