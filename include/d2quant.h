@@ -54,8 +54,12 @@ D2Q_API const char *d2q_version(void);
 D2Q_API void d2q_free(void *p);               /* any text this library returned */
 D2Q_API void d2q_set_threads(int n);          /* < 1: all cores */
 D2Q_API uint64_t d2q_peak_rss(void);          /* bytes, of this process */
-/* The rows of a table, as JSON [{"name", "help", ...}]: "methods", "formats", "families", "types". NULL: no such table. */
+/* The rows of a table, as JSON [{"name", "help", ...}]: "methods", "grids", "formats", "families",
+ * "types". NULL: no such table. */
 D2Q_API char *d2q_list(const char *table);
+
+/* Is this grid a type of GGUF, which other formats do not hold? */
+D2Q_API int d2q_grid_is_type(const char *grid);
 
 D2Q_API d2q_model *d2q_open(const char *path, d2q_error *err);
 D2Q_API void d2q_close(d2q_model *m); /* NULL allowed */
@@ -71,7 +75,9 @@ typedef struct d2q_quantize_options {
     const char *recipe;   /* "default" or "paper" */
     int bits;             /* 2 */
     int group;            /* 128; 0: one group a row */
-    const char *grid;     /* "asym" or "sym" */
+    const char *grid;     /* a row of d2q_list("grids"): "asym", "sym", "portable", "q2_k" ...; a type's own settle bits, group */
+    const char *const *keep; /* (n_keep) "PATTERN=TYPE": other grids for tensors by name ("*.down_proj=q4_k") */
+    int n_keep;
     int dsq, dac;         /* 0, 1 or D2Q_DEFAULT */
     double alpha, beta;   /* propagated error; D2Q_DEFAULT, 0: off */
     const char *order;    /* "none", "act"; NULL: the method's default, also below */

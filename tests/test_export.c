@@ -318,12 +318,15 @@ static void gptq_mixes(void **state)
 static void corrections_are_carried_or_refused(void **state)
 {
     (void)state;
+    struct export_matrix planned[64];
+    for (int i = 0; i < 64; i++)
+        planned[i] = (struct export_matrix){ DT_QMAT, { 2, 32, 0, 3, false, 64 } };
     static const char *const formats[] = { "hf", "gptq" };
     const char *dir = scratch_dir(), *out = scratch_path(dir, "out");
     struct err e = { 0 };
     for (int f = 0; f < 2; f++) {
         struct model *m = open_model(MODELS "llama"), *back;
-        struct export_plan plan = { .quantized = true, .mlp_bias = true };
+        struct export_plan plan = { .mlp_bias = true, .lin = planned };
         assert_int_equal(export_check(m, formats[f], NULL, &plan, &e), 0);
         quantize_model_rtn(m, 2, 32, false, 0);
         add_dac(m);

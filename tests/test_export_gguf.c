@@ -239,22 +239,28 @@ static void quantized_models_compute_the_same(void **state)
     }
 }
 
+static int check_plan(const struct model *m, int bits, int group, int zero, struct err *e)
+{
+    struct export_matrix lin[64];
+    assert_true(m->hp.n_layer * ROLE_COUNT <= 64);
+    for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++)
+        lin[i] = (struct export_matrix){ DT_QMAT, { bits, group, zero, zero, false, role_cols(&m->hp, (enum role)(i % ROLE_COUNT)) } };
+    struct export_plan plan = { .lin = lin };
+    return export_check(m, "gguf", NULL, &plan, e);
+}
+
 static void other_grids_are_refused(void **state)
 {
     (void)state;
     const char *dir = scratch_dir(), *out = scratch_path(dir, "out.gguf");
     struct err e = { 0 };
     struct model *m = open_model(MODELS "llama");
-    struct export_plan plan = { .quantized = true, .bits = 3, .group = 32, .sym = true };
-    assert_int_equal(export_check(m, "gguf", NULL, &plan, &e), 0);
-    plan.group = 0;
-    assert_int_equal(export_check(m, "gguf", NULL, &plan, &e), 0);
-    plan.group = 48;
-    assert_int_equal(export_check(m, "gguf", NULL, &plan, &e), -1);
-    assert_non_null(strstr(e.msg, "3 bits, group 48, symmetric, rows of 64: no type of GGUF holds that exactly"));
-    plan = (struct export_plan){ .quantized = true, .bits = 2, .group = 64, .sym = true };
-    assert_int_equal(export_check(m, "gguf", NULL, &plan, &e), -1);
-    assert_non_null(strstr(e.msg, "mlp.down_proj: 2 bits, group 64, symmetric, rows of 96"));
+    assert_int_equal(check_plan(m, 3, 32, 4, &e), 0);
+    assert_int_equal(check_plan(m, 3, 96, 4, &e), 0);
+    assert_int_equal(check_plan(m, 3, 48, 4, &e), -1);
+    assert_non_null(strstr(e.msg, "3 bits, group 48, zero points 4 to 4, rows of 64: no type of GGUF holds that exactly"));
+    assert_int_equal(check_plan(m, 2, 48, 2, &e), -1);
+    assert_non_null(strstr(e.msg, "self_attn.q_proj: 2 bits, group 48"));
     random_grid(m, 3, 16, true);
     export_refuses(m, out, NULL, "model.layers.0.self_attn.q_proj.weight: 3 bits, group 16");
     random_grid(m, 3, 32, true);
@@ -262,8 +268,8 @@ static void other_grids_are_refused(void **state)
     q->scale[5] = 0x7e00;
     export_refuses(m, out, NULL, "self_attn.k_proj.weight: scale of output 2, group 1 is not finite");
     q->scale[5] = 0x3c00;
-    q->zero[5] = 3;
-    export_refuses(m, out, NULL, "zero of output 2, group 1: expected 4, found 3");
+    q->zero[5] = 9;
+    export_refuses(m, out, NULL, "3 bits, group 32, zero points 4 to 9, rows of 64: no type of GGUF");
     q->zero[5] = 4;
     float *norm = (float *)(uintptr_t)m->layers[0].ffn_norm, was = norm[3];
     norm[3] = nanf("");

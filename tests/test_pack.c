@@ -18,6 +18,8 @@ static uint32_t next(uint32_t *x)
     return *x >> 8;
 }
 
+static int zero_min;
+
 static void fill(struct qmat *q, struct arena *a, int bits, int group, bool sym, int n_in, int zero_max)
 {
     struct err e;
@@ -32,7 +34,7 @@ static void fill(struct qmat *q, struct arena *a, int bits, int group, bool sym,
         for (int64_t g = 0; g < q->n_groups; g++) {
             uint16_t s = (uint16_t)next(&x); /* any finite half: subnormal, negative, zero, the largest */
             q->scale[i * q->n_groups + g] = (s & 0x7c00) == 0x7c00 ? s & 0x83ff : s;
-            q->zero[i * q->n_groups + g] = (uint8_t)(sym ? 1 << (bits - 1) : (int)next(&x) % (zero_max + 1));
+            q->zero[i * q->n_groups + g] = (uint8_t)(sym ? 1 << (bits - 1) : zero_min + (int)next(&x) % (zero_max - zero_min + 1));
         }
     }
     q->scale[1] = 0x7bff;
@@ -78,6 +80,10 @@ static void grids_round_trip(void **state)
     round_trip(2, 2000, true, 768, DT_TQ2_0, 0);
     round_trip(2, 256, false, 768, DT_Q2_K, 3);
     round_trip(2, 256, false, 768, DT_Q2_K, 4); /* as GPTQ v1 may say */
+    round_trip(2, 128, false, 512, DT_Q4_0, 4);
+    round_trip(3, 256, false, 512, DT_Q4_0, 8);
+    round_trip(3, 32, false, 96, DT_Q4_0, 7);
+    round_trip(4, 128, false, 512, DT_Q5_0, 16);
     round_trip(2, 768, false, 768, DT_Q2_K, 3);
     round_trip(3, 256, true, 512, DT_Q3_K, 0);
     round_trip(3, 64, true, 512, DT_Q4_0, 0);
@@ -93,9 +99,9 @@ static void others_are_refused(void **state)
 {
     (void)state;
     static const struct pack_grid none[] = {
-        { 2, 32, true, 576 },  { 2, 64, true, 72 },   { 2, 96, true, 576 },  { 2, 128, false, 512 }, { 2, 256, false, 576 },
-        { 3, 256, false, 512 }, { 3, 16, true, 512 },  { 3, 64, true, 72 },   { 4, 128, false, 512 }, { 4, 16, true, 512 },
-        { 8, 128, false, 512 }, { 5, 256, true, 512 },
+        { 2, 32, 2, 2, false, 72 },   { 2, 64, 2, 2, false, 72 },  { 2, 80, 2, 2, false, 576 }, { 2, 16, 0, 3, false, 512 },
+        { 2, 48, 2, 2, false, 512 },  { 3, 16, 4, 4, false, 512 }, { 3, 64, 4, 4, false, 72 },  { 4, 16, 8, 8, false, 512 },
+        { 3, 16, 4, 4, true, 576 - 64 - 32 }, { 4, 48, 0, 15, false, 480 }, { 8, 128, 0, 255, false, 512 }, { 5, 256, 16, 16, false, 512 },
     };
     for (size_t i = 0; i < sizeof none / sizeof *none; i++)
         if (pack_type(&none[i]) != DT_COUNT)
@@ -105,15 +111,15 @@ static void others_are_refused(void **state)
     struct err e = { 0 };
     arena_init(&a);
     fill(&q, &a, 2, 64, true, 128, 0);
-    assert_int_equal(pack_check(&q, DT_Q4_0, "t", &e), -1);
-    assert_string_equal(e.msg, "tensor t: 2 bits, group 64, symmetric, rows of 128 do not fit q4_0");
+    assert_int_equal(pack_check(&q, DT_Q8_0, "t", &e), -1);
+    assert_string_equal(e.msg, "tensor t: 2 bits, group 64, zeros 2 to 2, rows of 128 do not fit q8_0");
     q.scale[3] = 0x7c00;
     assert_int_equal(pack_check(&q, DT_Q2_0, "t", &e), -1);
     assert_string_equal(e.msg, "tensor t: scale of output 1, group 1 is not finite");
     q.scale[3] = 0x3c00;
-    q.zero[2] = 1;
+    q.zero[2] = 0;
     assert_int_equal(pack_check(&q, DT_Q2_0, "t", &e), -1);
-    assert_string_equal(e.msg, "tensor t: zero of output 1, group 0: expected 2, found 1");
+    assert_string_equal(e.msg, "tensor t: 2 bits, group 64, zeros 0 to 2, rows of 128 do not fit q2_0");
     q.zero[2] = 2;
     int32_t g_idx[128] = { 0 };
     for (int j = 0; j < 128; j++)
@@ -126,14 +132,68 @@ static void others_are_refused(void **state)
     fill(&q, &a, 2, 256, false, 256, 3);
     q.zero[4] = 16;
     assert_int_equal(pack_check(&q, DT_Q2_K, "t", &e), -1);
-    assert_non_null(strstr(e.msg, "expected at most 15, found 16"));
+    assert_non_null(strstr(e.msg, "to 16"));
     arena_release(&a);
+}
+
+/* Either side may have the extra level: zeros 1 and 2 (3 and 4, 7 and 8). */
+static void sign_free_grids(void **state)
+{
+    (void)state;
+    static const struct { int bits, group, n_in; enum dtype type; } cases[] = {
+        { 2, 64, 576, DT_Q2_0 }, { 2, 256, 768, DT_TQ2_0 }, { 3, 256, 512, DT_Q3_K }, { 4, 32, 96, DT_Q4_0 },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        zero_min = (1 << (cases[i].bits - 1)) - 1;
+        round_trip(cases[i].bits, cases[i].group, false, cases[i].n_in, cases[i].type, zero_min + 1);
+    }
+    zero_min = 0;
+}
+
+/* Scales d k with groups of 16 and more are exact in the K types; one that is no multiple of d goes to a coarser type. */
+static void snapped_scales(void **state)
+{
+    (void)state;
+    for (int bits = 2; bits <= 3; bits++)
+        for (int group = 16; group <= 128; group *= 2) {
+            struct arena a;
+            struct qmat q;
+            struct err e = { 0 };
+            uint32_t x = 5;
+            uint8_t codes[512], out[512];
+            float expected[512], got[512];
+            enum dtype want = bits == 2 ? DT_Q2_K : DT_Q3_K;
+            arena_init(&a);
+            fill(&q, &a, bits, group, true, 512, 0);
+            for (int64_t s = 0; s < q.n_out * 2; s++) {
+                float d = (float)(64 + next(&x) % 64) / 4096; /* 7 bits; 6 for 3 bits */
+                d = bits == 3 ? (float)((int)(d * 4096) / 2 * 2) / 4096 : d;
+                for (int i = 0; i < 256 / group; i++)
+                    q.scale[s * (256 / group) + i] = half_from_f32(d * (float)(1 + next(&x) % (bits == 2 ? 15 : 31)));
+            }
+            struct pack_grid g = pack_grid_of(&q);
+            assert_int_equal(pack_type(&g), want);
+            assert_int_equal(pack_check(&q, want, "t", &e), 0);
+            for (int64_t i = 0; i < q.n_out; i++) {
+                qmat_row_f32(&q, i, expected);
+                pack_row(&q, i, want, codes, out);
+                dtype_table[want].to_f32(out, got, 512);
+                for (int j = 0; j < 512; j++)
+                    assert_true(got[j] == expected[j]);
+            }
+            q.scale[1] = 0x2e03;
+            g = pack_grid_of(&q);
+            assert_int_not_equal(pack_type(&g), want);
+            arena_release(&a);
+        }
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(grids_round_trip),
+        cmocka_unit_test(sign_free_grids),
+        cmocka_unit_test(snapped_scales),
         cmocka_unit_test(others_are_refused),
     };
     return cmocka_run_group_tests_name("pack", tests, NULL, NULL);

@@ -74,7 +74,7 @@ static void test_every_family_and_method(void **state)
                 char path[256];
                 struct quant_result res;
                 struct quant_options o = options(method_table[method].name, "default", bits, 40); /* divides nothing */
-                o.sym = bits == 3;
+                o.grid = bits == 3 ? GRID_sym : GRID_asym;
                 o.order = bits == 4 ? ORDER_ACT : ORDER_NONE;
                 snprintf(path, sizeof path, MODELS "%s", models[k]);
                 struct model *m = quantized(path, &o, &res);

@@ -159,7 +159,7 @@ static struct quant_options options(int bits, int group, bool sym)
     assert_int_equal(quant_options_init(&o, "gptq", "default", &e), 0);
     o.bits = bits;
     o.group = group;
-    o.sym = sym;
+    o.grid = sym ? GRID_sym : GRID_asym;
     o.search = SEARCH_MINMAX;
     return o;
 }
@@ -174,11 +174,13 @@ static void gptq_case(int64_t n_out, int64_t d, int bits, int group, bool sym, e
     o.order = order;
     float *w = random_matrix(n_out, d, 0.05f), *x = random_inputs(4 * d, d), *h = hessian(x, 4 * d, d);
     struct factor f;
-    struct qmat q;
+    struct grid g;
+    struct tensor t;
     assert_int_equal(factor_init(&f, h, d, o.damp, order, "test", NULL, &e), 0);
-    assert_int_equal(qmat_init(&q, &a, n_out, d, bits, group, sym, &e), 0);
-    struct solve_in in = { .name = "test", .w = w, .n_out = n_out, .n_in = d, .h = h, .f = &f };
-    assert_int_equal(solve(&in, &o, &q, &e), 0);
+    grid_init(&g, o.grid, bits, group, 0, d);
+    assert_int_equal(grid_alloc(&g, &a, "test", n_out, d, &t, &e), 0);
+    struct solve_in in = { .name = "test", .w = w, .n_out = n_out, .n_in = d, .h = h, .f = &f, .grid = &g };
+    assert_int_equal(solve(&in, &o, &t, &e), 0);
     int32_t *perm = arena_alloc(&a, (size_t)d, sizeof *perm);
     for (int32_t j = 0; j < d; j++)
         perm[j] = f.perm ? f.perm[j] : j;
@@ -189,7 +191,7 @@ static void gptq_case(int64_t n_out, int64_t d, int bits, int group, bool sym, e
     int64_t wrong = 0;
     for (int64_t i = 0; i < n_out; i++) {
         reference_gptq(w + i * d, u, perm, d, bits, group, sym, order == ORDER_ACT, want);
-        qmat_get_codes(&q, i, got);
+        qmat_get_codes(t.q, i, got);
         for (int64_t j = 0; j < d; j++)
             wrong += want[j] != got[j];
     }
@@ -221,7 +223,9 @@ struct problem {
     int64_t n_out, d, n;
     float *w, *x, *h;
     struct factor f;
-    struct qmat q;
+    struct grid g;
+    struct tensor t;
+    const struct qmat *q; /* of t */
     struct arena a;
     struct solve_in in;
     struct quant_options o;
@@ -240,8 +244,10 @@ static void problem_init(struct problem *p, int64_t n_out, int64_t d, int bits, 
     p->h = hessian(p->x, p->n, d);
     p->o = options(bits, group, false);
     assert_int_equal(factor_init(&p->f, p->h, d, 0.01, ORDER_NONE, "test", NULL, &e), 0);
-    assert_int_equal(qmat_init(&p->q, &p->a, n_out, d, bits, group, false, &e), 0);
-    p->in = (struct solve_in){ .name = "test", .w = p->w, .n_out = n_out, .n_in = d, .h = p->h, .f = &p->f };
+    grid_init(&p->g, GRID_asym, bits, group, 0, d);
+    assert_int_equal(grid_alloc(&p->g, &p->a, "test", n_out, d, &p->t, &e), 0);
+    p->q = p->t.q;
+    p->in = (struct solve_in){ .name = "test", .w = p->w, .n_out = n_out, .n_in = d, .h = p->h, .f = &p->f, .grid = &p->g };
 }
 
 static void problem_release(struct problem *p)
@@ -257,7 +263,7 @@ static double error_of(struct problem *p, const float *s)
 {
     double err;
     struct err e;
-    assert_int_equal(solve_error(p->w, &p->q, s, p->h, p->n_out, p->d, &err, &e), 0);
+    assert_int_equal(solve_error(p->w, &p->t, s, p->h, p->n_out, p->d, &err, &e), 0);
     return err;
 }
 
@@ -267,11 +273,11 @@ static void test_error_is_trace(void **state)
     struct problem p;
     struct err e;
     problem_init(&p, 70, 72, 3, 24);
-    assert_int_equal(solve(&p.in, &p.o, &p.q, &e), 0);
+    assert_int_equal(solve(&p.in, &p.o, &p.t, &e), 0);
     double want = 0, got = error_of(&p, NULL);
     float *v = arena_alloc(&p.a, (size_t)p.d, sizeof *v);
     for (int64_t i = 0; i < p.n_out; i++) {
-        qmat_row_f32(&p.q, i, v);
+        qmat_row_f32(p.q, i, v);
         for (int64_t j = 0; j < p.d; j++)
             for (int64_t k = 0; k < p.d; k++)
                 want += ((double)p.w[i * p.d + j] - v[j]) * p.h[j * p.d + k] * ((double)p.w[i * p.d + k] - v[k]);
@@ -290,16 +296,16 @@ static void test_order_of_methods(void **state)
         problem_init(&p, 64, 192, bits, 64);
         struct factor *f = &p.f;
         p.in.f = NULL;
-        assert_int_equal(solve(&p.in, &p.o, &p.q, &e), 0);
+        assert_int_equal(solve(&p.in, &p.o, &p.t, &e), 0);
         double rtn = error_of(&p, NULL);
         p.in.f = f;
-        assert_int_equal(solve(&p.in, &p.o, &p.q, &e), 0);
+        assert_int_equal(solve(&p.in, &p.o, &p.t, &e), 0);
         double gptq = error_of(&p, NULL);
         p.o.search = SEARCH_HESSIAN;
-        assert_int_equal(solve(&p.in, &p.o, &p.q, &e), 0);
+        assert_int_equal(solve(&p.in, &p.o, &p.t, &e), 0);
         double searched = error_of(&p, NULL);
         p.o.sweeps = 2;
-        assert_int_equal(solve(&p.in, &p.o, &p.q, &e), 0);
+        assert_int_equal(solve(&p.in, &p.o, &p.t, &e), 0);
         double swept = error_of(&p, NULL);
         assert_true(gptq < rtn);
         assert_true(searched < gptq);
@@ -316,31 +322,31 @@ static void test_sweep_is_coordinate_descent(void **state)
     struct err e;
     problem_init(&p, 10, 136, 2, 34);
     p.o.search = SEARCH_HESSIAN;
-    assert_int_equal(solve(&p.in, &p.o, &p.q, &e), 0);
+    assert_int_equal(solve(&p.in, &p.o, &p.t, &e), 0);
     uint8_t *want = arena_alloc(&p.a, (size_t)(p.n_out * p.d), 1), *got = arena_alloc(&p.a, (size_t)p.d, 1);
     double mean = 0, *r = arena_alloc(&p.a, (size_t)p.d, sizeof *r);
     for (int64_t j = 0; j < p.d; j++)
         mean += p.h[j * p.d + j] / (double)p.d;
     for (int64_t i = 0; i < p.n_out; i++) {
         float *v = arena_alloc(&p.a, (size_t)p.d, sizeof *v);
-        qmat_row_f32(&p.q, i, v);
-        qmat_get_codes(&p.q, i, want + i * p.d);
+        qmat_row_f32(p.q, i, v);
+        qmat_get_codes(p.q, i, want + i * p.d);
         for (int sweep = 0; sweep < 2; sweep++)
             for (int64_t j = 0; j < p.d; j++) {
                 double grad = 0, diag = p.h[j * p.d + j] + 0.01 * mean;
                 for (int64_t k = 0; k < p.d; k++)
                     grad += (p.h[j * p.d + k] + (j == k ? 0.01 * mean : 0)) * ((double)p.w[i * p.d + k] - v[k]);
-                double s = half_to_f32(p.q.scale[i * p.q.n_groups + j / 34]);
+                double s = half_to_f32(p.q->scale[i * p.q->n_groups + j / 34]);
                 double c = fmin(fmax(rint(want[i * p.d + j] + grad / diag / s), 0), 3);
                 v[j] += (float)(s * (c - want[i * p.d + j]));
                 want[i * p.d + j] = (uint8_t)c;
             }
     }
     p.o.sweeps = 2;
-    assert_int_equal(solve(&p.in, &p.o, &p.q, &e), 0);
+    assert_int_equal(solve(&p.in, &p.o, &p.t, &e), 0);
     int64_t wrong = 0;
     for (int64_t i = 0; i < p.n_out; i++) {
-        qmat_get_codes(&p.q, i, got);
+        qmat_get_codes(p.q, i, got);
         for (int64_t j = 0; j < p.d; j++)
             wrong += got[j] != want[i * p.d + j];
     }
@@ -362,10 +368,10 @@ static void test_dsq(void **state)
         p.o.dsq_init = k & 1 ? DSQ_ACTIVATION : DSQ_ONES;
         p.o.dsq_weighted = k & 2;
         p.o.dsq_rounds = 4;
-        assert_int_equal(solve(&p.in, &p.o, &p.q, &e), 0);
+        assert_int_equal(solve(&p.in, &p.o, &p.t, &e), 0);
         double plain = error_of(&p, NULL);
         float *s = arena_alloc(&p.a, (size_t)p.d, sizeof *s);
-        assert_int_equal(dsq_solve(&p.in, &p.o, &p.q, s, &gain, &e), 0);
+        assert_int_equal(dsq_solve(&p.in, &p.o, &p.t, s, &gain, &e), 0);
         double dual = error_of(&p, s);
         assert_true(dual < (k & 2 ? 0.8 : 0.99) * plain);
         assert_true(fabs(gain - dual / plain) < 1e-6);
@@ -382,35 +388,38 @@ static void test_dsq_absorb(void **state)
     struct arena a;
     struct err e;
     arena_init(&a);
-    struct qmat up;
+    struct grid grid;
+    struct tensor up;
     float s[24], before[40], after[40], bias[24];
-    assert_int_equal(qmat_init(&up, &a, 24, 40, 3, 16, false, &e), 0);
+    grid_init(&grid, GRID_asym, 3, 16, 0, 40);
+    assert_int_equal(grid_alloc(&grid, &a, "up_proj of block 7", 24, 40, &up, &e), 0);
+    struct qmat *q = (struct qmat *)(uintptr_t)up.q;
     for (int64_t i = 0; i < 24; i++) {
         uint8_t codes[40];
         for (int64_t j = 0; j < 40; j++)
             codes[j] = (uint8_t)(uniform() * 8);
-        qmat_set_codes(&up, i, codes);
+        qmat_set_codes(q, i, codes);
         for (int64_t g = 0; g < 3; g++) {
-            up.scale[i * 3 + g] = half_from_f32((float)(0.01 + uniform()));
-            up.zero[i * 3 + g] = (uint8_t)(uniform() * 8);
+            q->scale[i * 3 + g] = half_from_f32((float)(0.01 + uniform()));
+            q->zero[i * 3 + g] = (uint8_t)(uniform() * 8);
         }
         s[i] = (float)exp(4 * uniform() - 2);
         bias[i] = 1;
     }
-    struct qmat old = up;
+    struct qmat old = *q;
     old.scale = arena_alloc(&a, 24 * 3, 2);
-    memcpy(old.scale, up.scale, 24 * 3 * 2);
-    assert_int_equal(dsq_absorb(&up, bias, s, "up", &e), 0);
+    memcpy(old.scale, q->scale, 24 * 3 * 2);
+    assert_int_equal(dsq_absorb(&up, &grid, bias, s, &e), 0);
     for (int64_t i = 0; i < 24; i++) {
         qmat_row_f32(&old, i, before);
-        qmat_row_f32(&up, i, after);
+        qmat_row_f32(q, i, after);
         assert_true(bias[i] == s[i]);
         for (int64_t j = 0; j < 40; j++)
             assert_true(fabsf(after[j] - s[i] * before[j]) <= fabsf(s[i] * before[j]) / 2047);
     }
-    up.scale[0] = half_from_f32(60000);
+    q->scale[0] = half_from_f32(60000);
     s[0] = 2;
-    assert_int_equal(dsq_absorb(&up, NULL, s, "up_proj of block 7", &e), -1);
+    assert_int_equal(dsq_absorb(&up, &grid, NULL, s, &e), -1);
     assert_non_null(strstr(e.msg, "up_proj of block 7"));
     arena_release(&a);
 }
@@ -541,13 +550,13 @@ static void test_threads_do_not_matter(void **state)
         p.o.search = SEARCH_HESSIAN;
         p.o.dsq_rounds = 2;
         p.o.dsq_init = DSQ_ACTIVATION;
-        assert_int_equal(dsq_solve(&p.in, &p.o, &p.q, s, &gain, &e), 0);
-        size_t n = (size_t)(p.q.n_out * p.q.row_words);
+        assert_int_equal(dsq_solve(&p.in, &p.o, &p.t, s, &gain, &e), 0);
+        size_t n = (size_t)(p.q->n_out * p.q->row_words);
         if (!first) {
             first = mem_alloc(n, sizeof *first);
-            memcpy(first, p.q.codes, n * sizeof *first);
+            memcpy(first, p.q->codes, n * sizeof *first);
         }
-        assert_memory_equal(first, p.q.codes, n * sizeof *first);
+        assert_memory_equal(first, p.q->codes, n * sizeof *first);
         problem_release(&p);
     }
     mem_free(first);
@@ -568,14 +577,14 @@ static void test_extreme_weights(void **state)
     }
     for (int search = 0; search < 3; search++) {
         p.o.search = (enum quant_search)search;
-        assert_int_equal(solve(&p.in, &p.o, &p.q, &e), 0);
+        assert_int_equal(solve(&p.in, &p.o, &p.t, &e), 0);
         float v[64];
         for (int64_t i = 0; i < 6; i++) {
-            qmat_row_f32(&p.q, i, v);
+            qmat_row_f32(p.q, i, v);
             for (int64_t j = 0; j < 64; j++)
                 assert_true(isfinite(v[j]));
         }
-        qmat_row_f32(&p.q, 0, v);
+        qmat_row_f32(p.q, 0, v);
         for (int64_t j = 0; j < 64; j++)
             assert_true(v[j] == 0);
     }

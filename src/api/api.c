@@ -68,6 +68,10 @@ char *d2q_list(const char *table)
     if (!strcmp(table, "methods")) {
         for (int i = 0; i < METHOD_COUNT; i++)
             json_array_append_new(list, json_pack("{ssss}", "name", method_table[i].name, "help", method_table[i].help));
+    } else if (!strcmp(table, "grids")) {
+        for (int i = 0; i < GRID_COUNT; i++)
+            if (grid_table[i].kind != KIND_FLOAT)
+                json_array_append_new(list, json_pack("{ssss}", "name", grid_table[i].name, "help", grid_table[i].help));
     } else if (!strcmp(table, "formats")) {
         for (int i = 0; i < exporter_count; i++)
             json_array_append_new(list, json_pack("{ssssss}", "name", exporter_table[i].name, "help", exporter_table[i].help,
@@ -87,6 +91,12 @@ char *d2q_list(const char *table)
     char *text = json_dumps(list, JSON_COMPACT);
     json_decref(list);
     return text;
+}
+
+int d2q_grid_is_type(const char *grid)
+{
+    enum grid_id id = grid_by_name(grid);
+    return id < GRID_COUNT && grid_table[id].type != DT_QMAT;
 }
 
 d2q_model *d2q_open(const char *path, d2q_error *err)

@@ -30,7 +30,7 @@ static int choose(const char *option, const char *name, const char *const *list,
 
 int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, struct err *e)
 {
-    static const char *const grids[] = { "asym", "sym", NULL }, *const orders[] = { "none", "act", NULL },
+    static const char *const orders[] = { "none", "act", NULL },
                       *const searches[] = { "minmax", "mse", "hessian", NULL }, *const sinks[] = { "keep", "skip", "clip", NULL },
                       *const failures[] = { "stop", "rtn", "keep", NULL };
     int k;
@@ -41,9 +41,14 @@ int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, s
     o->zero_min = in->zero_min;
     o->kept = in->kept_f32 ? DT_F32 : DT_F16;
     o->kept_packed = in->kept_f32 == 2;
-    if ((k = choose("grid", in->grid, grids, e)) < 0)
-        return -1;
-    o->sym = k == 1;
+    o->grid = grid_by_name(in->grid);
+    if (o->grid == GRID_COUNT)
+        return err_set(e, ERR_USAGE, "grid: there is none called '%s' (d2q quantize --help lists them)", in->grid);
+    if (grid_table[o->grid].bits)
+        o->bits = grid_table[o->grid].bits;
+    for (int i = 0; i < in->n_keep; i++)
+        if (quant_keep_add(o, in->keep[i], e))
+            return -1;
     if (in->order && (k = choose("order", in->order, orders, e)) < 0)
         return -1;
     o->order = in->order ? (enum quant_order)k : o->order;
@@ -71,9 +76,13 @@ static json_t *options_json(const d2q_quantize_options *in, const struct quant_o
                       *const sinks[] = { "keep", "skip", "clip" };
     json_t *j = json_pack("{sssssisissssss}", "method", in->method, "recipe", in->recipe, "bits", o->bits, "group", o->group,
                           "order", orders[o->order], "search", searches[o->search], "sinks", sinks[o->sinks]);
-    json_object_update_new(j, json_pack("{sssfsbsbsfsfsisI}", "grid", o->sym ? "sym" : "asym", "damp", o->damp, "dsq", o->dsq,
+    json_object_update_new(j, json_pack("{sssfsbsbsfsfsisI}", "grid", grid_table[o->grid].name, "damp", o->damp, "dsq", o->dsq,
                                         "dac", o->dac, "alpha", o->alpha, "beta", o->beta, "sweeps", o->sweeps, "seed",
                                         (json_int_t)in->seed));
+    json_t *keep = json_array();
+    for (int i = 0; i < in->n_keep; i++)
+        json_array_append_new(keep, json_string(in->keep[i]));
+    json_object_set_new(j, "keep", keep);
     if (method_table[o->method].needs_calib)
         json_object_update_new(j, json_pack("{sssIsI}", "calib", in->calib, "nsamples", (json_int_t)in->nsamples, "seqlen",
                                             (json_int_t)in->seqlen));
@@ -133,12 +142,13 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
     quant_plan(m, &o, tokens, longest, &p);
     p.peak_bytes += base;
     json_t *root = json_object(), *list = json_array();
-    char type[32];
-    snprintf(type, sizeof type, "int%d g%d %s", o.bits, o.group, o.sym ? "sym" : "asym");
     for (int64_t i = 0; i < m->hp.n_layer; i++)
         for (int r = 0; r < ROLE_COUNT; r++) {
-            char name[128];
+            char name[128], type[32];
+            struct grid g;
             const struct tensor *w = &m->layers[i].lin[r].w;
+            quant_grid(&o, i, (enum role)r, w->dim[1], &g);
+            grid_label(&g, type, sizeof type);
             snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)i, role_hf_name[r]);
             params += (double)tensor_count(w);
             json_array_append_new(list, json_pack("{sssss[II]}", "name", name, "type", type, "shape", (json_int_t)w->dim[0],
@@ -252,22 +262,40 @@ int d2q_quantize(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q
 
 /* ---- export ------------------------------------------------------------------------------- */
 
+/* What the quantizer is going to make of each matrix. */
+static int plan_export(const struct model *m, const struct quant_options *o, struct arena *a, struct export_plan *p, struct err *e)
+{
+    struct grid g;
+    int64_t n = m->hp.n_layer * ROLE_COUNT;
+    struct export_matrix *lin = arena_alloc(a, (size_t)n, sizeof *lin);
+    if (!lin)
+        return err_nomem(e, "plan", (size_t)n * sizeof *lin);
+    for (int64_t i = 0; i < n; i++) {
+        enum role r = (enum role)(i % ROLE_COUNT);
+        int64_t n_in = role_cols(&m->hp, r);
+        quant_grid(o, i / ROLE_COUNT, r, n_in, &g);
+        lin[i] = (struct export_matrix){ g.type, { g.bits, g.group, g.zmin, g.zmax, g.super > 0, n_in } };
+    }
+    *p = (struct export_plan){ .lin = lin, .mlp_bias = o->dac };
+    for (int i = 0; i < 2; i++)
+        p->embd_blocks |= quant_grid_kept(o, i ? "lm_head" : "model.embed_tokens", m->hp.n_embd, &g) && g.kind != KIND_FLOAT;
+    return 0;
+}
+
 int d2q_export_check(d2q_model *dm, const char *format, const d2q_quantize_options *q, const d2q_export_options *in,
                      d2q_error *err)
 {
     struct err e;
     struct quant_options qo;
     struct export_options o = { .drop_corrections = in && in->drop_corrections, .as_llama = in && in->as_llama };
-    struct export_plan plan = { .quantized = q != NULL };
+    struct export_plan plan;
+    struct arena a;
     if (q && api_quant_options(q, &qo, &e))
         return api_fail(err, &e);
-    if (q) {
-        plan.mlp_bias = qo.dac;
-        plan.bits = qo.bits;
-        plan.group = qo.group;
-        plan.sym = qo.sym;
-    }
-    return export_check(dm->m, format, &o, q ? &plan : NULL, &e) ? api_fail(err, &e) : 0;
+    arena_init(&a);
+    int rc = (q && plan_export(dm->m, &qo, &a, &plan, &e)) || export_check(dm->m, format, &o, q ? &plan : NULL, &e);
+    arena_release(&a);
+    return rc ? api_fail(err, &e) : 0;
 }
 
 int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_export_options *in, char **json, d2q_error *err)

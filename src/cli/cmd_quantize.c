@@ -15,8 +15,8 @@
 struct args {
     struct common c;
     const char *out;
-    struct opt_list formats;
-    int dry_run;
+    struct opt_list formats, keep;
+    int dry_run, group; /* group: the default */
     d2q_quantize_options q;
     d2q_export_options x;
 };
@@ -27,8 +27,10 @@ const struct opt cmd_quantize_opts[] = {
     { "method", 0, OPT_STR, AT(q.method), NULL, "@methods", 0, 0, "how codes are found", NULL },
     { "recipe", 0, OPT_STR, AT(q.recipe), NULL, "default|paper", 0, 0, "d2quant: what measures best, or the paper alone", NULL },
     { "bits", 0, OPT_INT, AT(q.bits), NULL, "2|3|4", 2, 4, "bits of a code", NULL },
-    { "group", 0, OPT_INT, AT(q.group), "N", NULL, 0, 1 << 24, "inputs that share a scale; 0: a whole row", NULL },
-    { "grid", 0, OPT_STR, AT(q.grid), NULL, "asym|sym", 0, 0, "with or without zero points", NULL },
+    { "group", 0, OPT_INT, AT(q.group), "N", NULL, 0, 1 << 24, "inputs that share a scale; 0: a whole row", "128" },
+    { "grid", 0, OPT_STR, AT(q.grid), NULL, "@grids", 0, 0, "what values there are; a type of GGUF settles bits and group",
+      "asym; q2_k, q3_k, q4_k for one GGUF file, portable for GGUF beside others" },
+    { "keep", 0, OPT_STRS, AT(keep), "PATTERN=TYPE", NULL, 0, 0, "another grid, or f16, for these tensors (lm_head=q6_k)", NULL },
     { "dsq", 0, OPT_ONOFF, AT(q.dsq), NULL, NULL, 0, 0, "second scale of down_proj, merged into up_proj", "the recipe's" },
     { "dac", 0, OPT_ONOFF, AT(q.dac), NULL, NULL, 0, 0, "mean correction at the norm after attention", "the recipe's" },
     { "propagate", 0, OPT_PAIR, AT(q.alpha), "A,B|off", NULL, 0, 2, "aim at the float path", "the recipe's" },
@@ -58,6 +60,20 @@ static int ends_with(const char *s, const char *end)
     return n >= k && !strcmp(s + n - k, end);
 }
 
+#define GROUP_UNSET (-1)
+
+/* For one GGUF file a type's own grid, for GGUF beside others the one that all of them hold exactly. */
+static const char *default_grid(const struct args *a)
+{
+    static const char *const own[] = { "q2_k", "q3_k", "q4_k" };
+    bool gguf = false;
+    for (int i = 0; i < a->formats.n; i++)
+        gguf |= !strcmp(a->formats.v[i], "gguf");
+    if (!gguf || a->q.group != GROUP_UNSET)
+        return "asym";
+    return a->formats.n == 1 ? own[a->q.bits - 2] : a->q.bits < 4 ? "portable" : "sym";
+}
+
 static int check_args(const struct opt_spec *spec, struct args *a)
 {
     if (!a->out && !a->dry_run)
@@ -71,7 +87,13 @@ static int check_args(const struct opt_spec *spec, struct args *a)
             if (!strcmp(a->formats.v[i], a->formats.v[j]))
                 return opt_usage(spec->command, "--format %s is given twice", a->formats.v[i]);
     if (!a->formats.n)
-        a->formats.v[a->formats.n++] = gguf ? "gguf" : "gptq";
+        a->formats.v[a->formats.n++] = gguf || (a->q.grid && d2q_grid_is_type(a->q.grid)) ? "gguf" : "gptq";
+    if (!a->q.grid)
+        a->q.grid = default_grid(a);
+    if (a->q.group == GROUP_UNSET)
+        a->q.group = a->group;
+    a->q.keep = a->keep.v;
+    a->q.n_keep = a->keep.n;
     bool hf = false, halves = false; /* gptq stores F16 */
     for (int i = 0; i < a->formats.n; i++) {
         a->q.zero_min |= !strcmp(a->formats.v[i], "gptq_v1");
@@ -253,6 +275,9 @@ int cmd_quantize(const struct opt_spec *spec, int argc, char **argv)
     d2q_error e;
     double start = clock_now();
     d2q_quantize_options_init(&a.q);
+    a.group = a.q.group;
+    a.q.group = GROUP_UNSET;
+    a.q.grid = NULL;
     int rc = opt_parse(spec, argc, argv, &a);
     if (rc >= 0 || (rc = check_args(spec, &a)) >= 0)
         return rc;

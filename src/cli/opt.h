@@ -20,7 +20,7 @@ enum opt_type {
     OPT_STRS,   /* struct opt_list; may be given several times */
 };
 
-#define OPT_LIST_MAX 8
+#define OPT_LIST_MAX 64
 struct opt_list {
     int n;
     const char *v[OPT_LIST_MAX];

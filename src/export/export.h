@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "model/model.h"
+#include "tensor/pack.h"
 
 struct export_options {
     bool gptq_v1;          /* format gptq: v1, which stores zero - 1 (the format gptq_v1 sets it) */
@@ -20,12 +21,15 @@ struct export_options {
 };
 
 /* What a model that is not quantized yet is going to be. */
+struct export_matrix {
+    enum dtype type;       /* DT_QMAT: grouped integers on `grid` */
+    struct pack_grid grid;
+};
+
 struct export_plan {
-    bool quantized; /* the seven matrices of each block as grouped integers */
-    int bits;       /* of these; group <= 0: a whole row */
-    int64_t group;
-    bool sym;
-    bool mlp_bias;  /* gate and up get biases (DAC) */
+    const struct export_matrix *lin; /* (n_layer * ROLE_COUNT), or NULL: the seven matrices stay as they are */
+    bool mlp_bias;                   /* gate and up get biases (DAC) */
+    bool embd_blocks;                /* embeddings or head become blocks of a GGUF type */
 };
 
 struct exporter {

@@ -72,9 +72,8 @@ static int exact_type(const struct tensor *t, enum dtype *type, struct err *e)
 
 static int refuse_grid(const char *name, const struct pack_grid *p, struct err *e)
 {
-    return err_set(e, ERR_UNSUPPORTED, "%s: %d bits, group %lld, %s, rows of %lld: no type of GGUF holds that exactly. "
-                   "There are: %s", name, p->bits, (long long)p->group, p->sym ? "symmetric" : "asymmetric",
-                   (long long)p->n_in, pack_grids);
+    return err_set(e, ERR_UNSUPPORTED, "%s: %d bits, group %lld, zero points %d to %d, rows of %lld: no type of GGUF holds that "
+                   "exactly. There are: %s", name, p->bits, (long long)p->group, p->zmin, p->zmax, (long long)p->n_in, pack_grids);
 }
 
 static int matrix_type(const struct tensor *t, enum dtype *type, struct err *e)
@@ -195,13 +194,9 @@ int gguf_carries(const struct model *m, const struct export_options *o, const st
 {
     struct gguf_out g;
     int rc = init(&g, m, o, p, e);
-    if (p && p->quantized) /* the types will follow from the grid and the widths */
-        for (int r = 0; r < ROLE_COUNT && !rc; r++) {
-            int64_t n_in = role_cols(&m->hp, (enum role)r);
-            struct pack_grid grid = { p->bits, p->group > 0 ? p->group : n_in, p->sym, n_in };
-            if (pack_type(&grid) == DT_COUNT)
-                rc = refuse_grid(role_hf_name[r], &grid, e);
-        }
+    for (int64_t i = 0; p && p->lin && i < m->hp.n_layer * ROLE_COUNT && !rc; i++)
+        if (p->lin[i].type == DT_QMAT && pack_type(&p->lin[i].grid) == DT_COUNT)
+            rc = refuse_grid(role_hf_name[i % ROLE_COUNT], &p->lin[i].grid, e);
     release(&g);
     return rc;
 }

@@ -222,11 +222,16 @@ static json_t *quantize_config(const struct model *m, const struct survey *s, co
 
 int gptq_carries(const struct model *m, const struct export_options *o, const struct export_plan *p, struct err *e)
 {
-    bool planned = p && p->quantized;
     int64_t n_quantized = 0;
+    if (p && p->embd_blocks)
+        return err_set(e, ERR_UNSUPPORTED, "format gptq: embeddings and head are stored as f16, not as blocks of a GGUF type");
     for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
         const struct tensor *t = linear_at(m, i);
-        if (!planned && t->type != DT_QMAT)
+        enum dtype type = p && p->lin ? p->lin[i].type : t->type;
+        if (type != DT_QMAT && dtype_table[type].block_len > 1)
+            return err_set(e, ERR_UNSUPPORTED, "tensor %s: %s is a type of GGUF, format gptq holds grouped integers (--grid asym, "
+                           "sym, signfree or portable)", t->name, dtype_table[type].name);
+        if (type != DT_QMAT)
             continue;
         n_quantized++;
         if (t->dim[0] % 32 || t->dim[1] % 32)

@@ -6,14 +6,6 @@
 
 #include "tensor/half.h"
 
-static void describe(struct quant_tensor *t, const struct quant_options *o, const struct qmat *q)
-{
-    if (q)
-        snprintf(t->type, sizeof t->type, "int%d g%d %s", q->bits, q->group, q->sym ? "sym" : "asym");
-    else
-        snprintf(t->type, sizeof t->type, "%s", dtype_table[o->kept].name);
-}
-
 static struct quant_tensor *record(struct block *b, enum role role)
 {
     struct quant_result *res = b->run->res;
@@ -26,23 +18,6 @@ static struct quant_tensor *record(struct block *b, enum role role)
     t->n_out = w->dim[0];
     t->n_in = w->dim[1];
     return t;
-}
-
-/* The model's matrix becomes q; a vector of the model's own arena, so that it lives as long. */
-static int install(struct block *b, enum role role, const struct qmat *q, struct err *e)
-{
-    struct model *m = b->run->m;
-    struct qmat *own = arena_alloc(&m->arena, 1, sizeof *own);
-    struct tensor *w = &b->fq->lin[role].w;
-    if (!own)
-        return err_nomem(e, "quantized matrix", sizeof *own);
-    *own = *q;
-    w->type = DT_QMAT;
-    w->q = own;
-    w->data = NULL;
-    w->size = 0;
-    w->perm_dim = 0;
-    return 0;
 }
 
 /* down_proj with DSQ: up_proj absorbs s^c, and so does the stored activation that down will see. */
@@ -59,7 +34,9 @@ static int absorb(struct block *b, const float *s_c, struct err *e)
         memcpy(bias, up->b, (size_t)n_ff * sizeof *bias);
         up->b = bias;
     }
-    if (dsq_absorb((struct qmat *)(uintptr_t)up->w.q, bias, s_c, up->w.name, e))
+    struct grid g;
+    quant_grid(r->o, b->index, ROLE_UP, up->w.dim[1], &g);
+    if (dsq_absorb(&up->w, &g, bias, s_c, e))
         return -1;
     b->out->dsq_min = b->out->dsq_max = s_c[0];
     for (int64_t j = 0; j < n_ff; j++) {
@@ -74,7 +51,25 @@ static int absorb(struct block *b, const float *s_c, struct err *e)
     return 0;
 }
 
-/* Quantizes one matrix: target (n_out, n_in), factor f (NULL: rtn). *q is filled in the model's arena. */
+/* A matrix that is not quantized: its values as grid g (a float type) stores them. */
+static int keep_float(struct block *b, enum role role, const struct grid *g, struct quant_tensor *t, struct err *e)
+{
+    size_t n = (size_t)(t->n_out * t->n_in);
+    const float *w = b->ff.lin[role].w.data;
+    float *own = arena_alloc(&b->run->m->arena, n, sizeof *own);
+    if (!own)
+        return err_nomem(e, t->name, n * sizeof *own);
+    for (size_t i = 0; i < n; i++)
+        own[i] = g->type == DT_F16 ? half_round(w[i]) : g->type == DT_BF16 ? bf16_to_f32(bf16_from_f32(w[i])) : w[i];
+    struct tensor *to = &b->fq->lin[role].w;
+    *to = tensor_f32(to->name, own, t->n_out, t->n_in);
+    t->bpw = g->bits;
+    t->err = t->err_target = 0;
+    grid_label(g, t->type, sizeof t->type);
+    return 0;
+}
+
+/* Quantizes one matrix: target (n_out, n_in), factor f (NULL: rtn), into the model's arena. */
 static int solve_one(struct block *b, enum role role, const float *target, const struct stats *st,
                      const struct factor *f, struct quant_tensor *t, struct err *e)
 {
@@ -82,12 +77,16 @@ static int solve_one(struct block *b, enum role role, const float *target, const
     const struct quant_options *o = r->o;
     const float *w = b->ff.lin[role].w.data, *h = st ? st->h : NULL;
     int64_t n_out = t->n_out, n_in = t->n_in;
-    struct solve_in in = { .name = t->name, .w = target, .n_out = n_out, .n_in = n_in, .h = h, .f = f };
-    bool dsq = o->dsq && role == ROLE_DOWN && f && b->fq->lin[ROLE_UP].w.type == DT_QMAT;
+    struct grid g;
+    struct tensor q;
+    quant_grid(o, b->index, role, n_in, &g);
+    if (g.kind == KIND_FLOAT)
+        return keep_float(b, role, &g, t, e);
+    struct solve_in in = { .name = t->name, .w = target, .n_out = n_out, .n_in = n_in, .h = h, .f = f, .grid = &g };
+    bool dsq = o->dsq && role == ROLE_DOWN && f && b->up_quantized;
     float *s_c = NULL;
     double norm, norm_target;
-    struct qmat q;
-    if (qmat_init(&q, &r->m->arena, n_out, n_in, o->bits, o->group > 0 ? o->group : (int)n_in, o->sym, e))
+    if (grid_alloc(&g, &r->m->arena, b->fq->lin[role].w.name, n_out, n_in, &q, e))
         return -1;
     if (dsq && !(s_c = arena_alloc(&b->arena, (size_t)n_in, sizeof *s_c)))
         return err_nomem(e, "dual scales", (size_t)n_in * sizeof *s_c);
@@ -100,11 +99,11 @@ static int solve_one(struct block *b, enum role role, const float *target, const
         return -1;
     t->err = norm > 0 ? t->err / norm : 0;
     t->err_target = norm_target > 0 ? t->err_target / norm_target : 0;
-    t->bpw = qmat_bpw(&q);
+    t->bpw = grid_row_bits(&g, n_in) / (double)n_in;
     t->damp = f ? f->damp : 0;
-    describe(t, o, &q);
-    if (install(b, role, &q, e))
-        return -1;
+    grid_label(&g, t->type, sizeof t->type);
+    b->fq->lin[role].w = q;
+    b->up_quantized |= role == ROLE_UP;
     return s_c ? absorb(b, s_c, e) : 0;
 }
 
@@ -156,20 +155,10 @@ static int fall_back(struct block *b, enum role role, const struct stats *st, st
         log_warn(r->log, "%s: rounded to nearest instead: %s", t->name, e->msg);
         return solve_role(b, role, st, NULL, NULL, t, e) ? -1 : 0;
     }
-    log_warn(r->log, "%s: kept in %s: %s", t->name, dtype_table[r->o->kept].name, e->msg);
-    size_t n = (size_t)(t->n_out * t->n_in);
-    float *w = arena_alloc(&r->m->arena, n, sizeof *w);
-    if (!w)
-        return err_nomem(e, t->name, n * sizeof *w);
-    memcpy(w, b->ff.lin[role].w.data, n * sizeof *w);
-    for (size_t i = 0; r->o->kept == DT_F16 && i < n; i++)
-        w[i] = half_round(w[i]);
-    const char *name = b->fq->lin[role].w.name;
-    b->fq->lin[role].w = tensor_f32(name, w, t->n_out, t->n_in);
-    t->bpw = r->o->kept == DT_F16 ? 16 : 32;
-    t->err = t->err_target = 0;
-    describe(t, r->o, NULL);
-    return 0;
+    struct grid g;
+    grid_init(&g, r->o->kept == DT_F16 ? GRID_f16 : GRID_f32, 0, 0, 0, t->n_in);
+    log_warn(r->log, "%s: kept in %s: %s", t->name, dtype_table[g.type].name, e->msg);
+    return keep_float(b, role, &g, t, e);
 }
 
 int block_solve(struct block *b, enum role first, int n, const struct stats *st, struct err *e)

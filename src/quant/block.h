@@ -15,6 +15,7 @@ struct run {
     struct quant_result *res;
     bool use_float;      /* the float path is needed: propagated error, DAC */
     int64_t n_tok, longest, wide; /* calibration tokens, longest sequence, max(n_head*head_dim, n_ff) */
+    struct tensor embd;  /* the float model's, whatever becomes of its own */
     float *hq, *hf;      /* (n_tok, n_embd) */
     float *mid;          /* (n_tok, wide): quantized path's input of o, later of down */
     struct fwd fq, ff;   /* one sequence */
@@ -29,6 +30,7 @@ struct block {
     struct layer *fq;    /* the model's own layer: quantized so far */
     struct arena arena;  /* float32 copies */
     struct quant_block *out;
+    bool up_quantized;   /* up_proj has fp16 factors that can absorb DSQ's scales */
 };
 
 /* Quantizes lin[first .. first+n) of the block, which see the same input described by st. */

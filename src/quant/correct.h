@@ -12,12 +12,12 @@
 int propagate_target(const struct stats *s, const double *chol, double alpha, double beta, const float *w,
                      int64_t n_out, float *out, struct err *e);
 
-/* Solves in->w with in->f by the alternation of design.md 5: fills q and s_c (n_in). The iterate of least
+/* Solves in->w with in->f by the alternation of design.md 5: fills t (as solve does) and s_c (n_in). The iterate of least
  * tr(E H E^T) is kept, so the error is never above GPTQ's alone: *gain = kept error / error at s^c = 1. */
-int dsq_solve(struct solve_in *in, const struct quant_options *o, struct qmat *q, float *s_c, double *gain,
+int dsq_solve(struct solve_in *in, const struct quant_options *o, struct tensor *t, float *s_c, double *gain,
               struct err *e);
-/* s_up[j, :] *= s_c[j], rounded to fp16; fails naming the row when that leaves fp16's range. Codes stay.
- * bias (n_out) or NULL follows. */
-int dsq_absorb(struct qmat *up, float *bias, const float *s_c, const char *name, struct err *e);
+/* Row j of up, quantized on grid g, times s_c[j]: only its fp16 factors change, rounded again (the integers of a two-level
+ * grid stay, so it stays on its grid); fails naming the row when that leaves fp16's range. bias (n_out) or NULL follows. */
+int dsq_absorb(struct tensor *up, const struct grid *g, float *bias, const float *s_c, struct err *e);
 
 #endif

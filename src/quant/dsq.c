@@ -12,6 +12,7 @@
 #include "base/par.h"
 #include "quant/correct.h"
 #include "tensor/half.h"
+#include "tensor/pack.h"
 
 #define S_MIN (1.0f / 16)
 #define S_MAX 16.0f
@@ -46,13 +47,6 @@ static void from_activation(const float *h, int64_t d, float *s)
     mean = exp(mean / (double)d);
     for (int64_t j = 0; j < d; j++)
         s[j] = clip_scale(s[j] / mean, 1);
-}
-
-/* V (n_out, d) as float32. */
-static void unpack(const struct qmat *q, float *v)
-{
-    struct tensor t = { .name = "v", .type = DT_QMAT, .n_dims = 2, .dim = { q->n_out, q->n_in, 1, 1 }, .q = q };
-    tensor_to_f32(&t, v);
 }
 
 static void closed_form_plain(const struct solve_in *in, const float *v, float *s)
@@ -117,49 +111,55 @@ out:
 }
 
 struct iterate {
-    struct qmat q; /* in its own arena */
+    struct tensor t; /* in its own arena */
     struct arena arena;
     double first, err; /* with the s^c it was solved for, and with the closed form after it */
 };
 
-static void qmat_copy(struct qmat *dst, const struct qmat *src)
+/* Both made by grid_alloc for one grid. */
+static void copy_data(struct tensor *dst, const struct tensor *src)
 {
-    memcpy(dst->codes, src->codes, (size_t)(src->n_out * src->row_words) * sizeof *src->codes);
-    memcpy(dst->scale, src->scale, (size_t)(src->n_out * src->n_groups) * sizeof *src->scale);
-    memcpy(dst->zero, src->zero, (size_t)(src->n_out * src->n_groups));
+    if (src->type != DT_QMAT) {
+        memcpy((void *)(uintptr_t)dst->data, src->data, src->size);
+        return;
+    }
+    const struct qmat *q = src->q;
+    memcpy(dst->q->codes, q->codes, (size_t)(q->n_out * q->row_words) * sizeof *q->codes);
+    memcpy(dst->q->scale, q->scale, (size_t)(q->n_out * q->n_groups) * sizeof *q->scale);
+    memcpy(dst->q->zero, q->zero, (size_t)(q->n_out * q->n_groups));
 }
 
 /* One (a), judged with its s^c and, after (b), with the new one: V fixed, either pair may be the best. */
-static int try_scales(struct solve_in *in, const struct quant_options *o, struct qmat *q, float *s_c,
+static int try_scales(struct solve_in *in, const struct quant_options *o, struct tensor *t, float *s_c,
                       float *s, float *v, struct iterate *it, double *best, struct err *e)
 {
     in->col_scale = s;
-    if (solve(in, o, &it->q, e) ||
-        solve_error(in->w, &it->q, s, in->h, in->n_out, in->n_in, &it->first, e))
+    if (solve(in, o, &it->t, e) ||
+        solve_error(in->w, &it->t, s, in->h, in->n_out, in->n_in, &it->first, e))
         return -1;
     if (it->first < *best || *best < 0) {
         *best = it->first;
-        qmat_copy(q, &it->q);
+        copy_data(t, &it->t);
         memcpy(s_c, s, (size_t)in->n_in * sizeof *s);
     }
-    unpack(&it->q, v);
+    tensor_to_f32(&it->t, v);
     if (o->dsq_weighted) {
         if (closed_form_weighted(in, v, s, e))
             return -1;
     } else {
         closed_form_plain(in, v, s);
     }
-    if (solve_error(in->w, &it->q, s, in->h, in->n_out, in->n_in, &it->err, e))
+    if (solve_error(in->w, &it->t, s, in->h, in->n_out, in->n_in, &it->err, e))
         return -1;
     if (it->err < *best) {
         *best = it->err;
-        qmat_copy(q, &it->q);
+        copy_data(t, &it->t);
         memcpy(s_c, s, (size_t)in->n_in * sizeof *s);
     }
     return 0;
 }
 
-int dsq_solve(struct solve_in *in, const struct quant_options *o, struct qmat *q, float *s_c, double *gain,
+int dsq_solve(struct solve_in *in, const struct quant_options *o, struct tensor *t, float *s_c, double *gain,
               struct err *e)
 {
     int64_t d = in->n_in;
@@ -169,20 +169,22 @@ int dsq_solve(struct solve_in *in, const struct quant_options *o, struct qmat *q
     arena_init(&it.arena);
     float *s = arena_alloc(&it.arena, (size_t)d, sizeof *s);
     float *v = arena_alloc(&it.arena, (size_t)(in->n_out * d), sizeof *v);
-    if (!s || !v || qmat_init(&it.q, &it.arena, in->n_out, d, q->bits, q->group, q->sym, e)) {
+    if (!s || !v) {
         err_nomem(e, "dual scales", (size_t)(in->n_out * d) * sizeof *v);
         goto out;
     }
+    if (grid_alloc(in->grid, &it.arena, in->name, in->n_out, d, &it.t, e))
+        goto out;
     for (int64_t j = 0; j < d; j++)
         s[j] = 1;
-    if (try_scales(in, o, q, s_c, s, v, &it, &best, e))
+    if (try_scales(in, o, t, s_c, s, v, &it, &best, e))
         goto out;
     plain = it.first;
     if (o->dsq_init == DSQ_ACTIVATION)
         from_activation(in->h, d, s);
     for (int round = o->dsq_init == DSQ_ACTIVATION ? 0 : 1; round < o->dsq_rounds; round++) {
         normalize(s, d);
-        if (try_scales(in, o, q, s_c, s, v, &it, &best, e))
+        if (try_scales(in, o, t, s_c, s, v, &it, &best, e))
             goto out;
     }
     *gain = plain > 0 ? best / plain : 1;
@@ -193,17 +195,36 @@ out:
     return rc;
 }
 
-int dsq_absorb(struct qmat *up, float *bias, const float *s_c, const char *name, struct err *e)
+static int out_of_range(const struct tensor *up, int64_t row, struct err *e)
 {
-    for (int64_t j = 0; j < up->n_out; j++) {
-        for (int64_t g = 0; g < up->n_groups; g++) {
-            uint16_t *p = &up->scale[j * up->n_groups + g];
-            float s = half_to_f32(*p) * s_c[j];
-            if (!(s <= 65504.0f))
-                return err_set(e, ERR_NUMERIC, "%s: row %lld: merged scale %g leaves the range of fp16", name,
-                               (long long)j, (double)s);
-            *p = half_from_f32(s);
-        }
+    return err_set(e, ERR_NUMERIC, "%s: row %lld: a merged scale leaves the range of fp16", up->name, (long long)row);
+}
+
+/* Scales of one row of integers; snapped ones (d k over 256 inputs) keep their k. */
+static bool scale_integers(const struct grid *g, const struct qmat *q, int64_t row, float factor)
+{
+    int64_t per = g->super ? g->super / g->group : 1;
+    for (int64_t i = 0; i < q->n_groups; i += per) {
+        uint16_t *s = q->scale + row * q->n_groups + i;
+        float d = g->super ? pack_snap(s, per, g->sc_max) : half_to_f32(*s), to = d * factor;
+        if (!(to <= 65504.0f))
+            return false;
+        to = g->super ? grid_unit_round(to, g->d_bits) : half_round(to);
+        for (int64_t k = 0; k < per; k++)
+            s[k] = half_from_f32(d > 0 ? half_to_f32(s[k]) / d * to : to);
+    }
+    return true;
+}
+
+int dsq_absorb(struct tensor *up, const struct grid *g, float *bias, const float *s_c, struct err *e)
+{
+    size_t row_bytes = up->size / (size_t)up->dim[0];
+    for (int64_t j = 0; j < up->dim[0]; j++) {
+        bool ok = up->type == DT_QMAT ? scale_integers(g, up->q, j, s_c[j])
+                                      : block_scale_row(up->type, (uint8_t *)(uintptr_t)up->data + (size_t)j * row_bytes,
+                                                        up->dim[1], s_c[j]);
+        if (!ok)
+            return out_of_range(up, j, e);
         if (bias)
             bias[j] *= s_c[j];
     }

@@ -1,4 +1,6 @@
 /* options: the defaults of each method and recipe, in one place. What they were measured to give: doc/results.md. */
+#include <fnmatch.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "quant/quant.h"
@@ -20,7 +22,7 @@ int quant_options_init(struct quant_options *o, const char *method, const char *
     if (!paper && strcmp(recipe, "default"))
         return err_set(e, ERR_USAGE, "unknown recipe '%s' (expected default or paper)", recipe);
     *o = (struct quant_options){
-        .method = (enum method)id, .bits = 2, .group = 128, .sym = false,
+        .method = (enum method)id, .grid = GRID_asym, .bits = 2, .group = 128,
         .prop_damp = 0.05, .order = ORDER_NONE, .search = SEARCH_HESSIAN, .damp = 0.01,
         .sinks = SINKS_CLIP, .on_failure = FAILURE_STOP, .kept = DT_F16,
     };
@@ -33,6 +35,7 @@ int quant_options_init(struct quant_options *o, const char *method, const char *
     o->dac_accept = !paper;
     o->dsq_init = paper ? DSQ_ONES : DSQ_ACTIVATION;
     o->dsq_rounds = paper ? 5 : 2;
+    o->dsq_weighted = !paper;
     if (!paper) {
         o->alpha = o->beta = 0.5;
         o->sweeps = 1;
@@ -42,8 +45,11 @@ int quant_options_init(struct quant_options *o, const char *method, const char *
 
 int quant_options_check(const struct quant_options *o, struct err *e)
 {
-    if (o->bits < 2 || o->bits > 4)
+    if (grid_table[o->grid].type == DT_QMAT && (o->bits < 2 || o->bits > 4))
         return err_set(e, ERR_USAGE, "bits: expected 2, 3 or 4, found %d", o->bits);
+    if (o->grid == GRID_portable && (o->bits > 3 || o->group <= 0 || o->group % 16 || (o->group < 256 && 256 % o->group)))
+        return err_set(e, ERR_USAGE, "grid portable: expected 2 or 3 bits and a group of 16, 32, 64, 128 or a multiple of 256, "
+                       "found %d bits and group %d", o->bits, o->group);
     if (o->zero_min < 0 || o->zero_min > 1)
         return err_set(e, ERR_USAGE, "zero_min: expected 0 or 1, found %d", o->zero_min);
     if (o->damp < 0 || o->damp > 1 || o->prop_damp < 0)
@@ -56,4 +62,46 @@ int quant_options_check(const struct quant_options *o, struct err *e)
     if (o->method != METHOD_d2quant && (o->dsq || o->dac))
         return err_set(e, ERR_USAGE, "dsq and dac belong to method d2quant");
     return 0;
+}
+
+static const struct quant_keep *keep_of(const struct quant_options *o, const char *name)
+{
+    const struct quant_keep *found = NULL;
+    for (int i = 0; i < o->n_keep; i++)
+        if (!fnmatch(o->keep[i].pattern, name, 0))
+            found = &o->keep[i];
+    return found;
+}
+
+void quant_grid(const struct quant_options *o, int64_t layer, enum role role, int64_t n_in, struct grid *g)
+{
+    char name[96];
+    snprintf(name, sizeof name, "model.layers.%lld.%s", (long long)layer, role_hf_name[role]);
+    const struct quant_keep *k = keep_of(o, name);
+    grid_init(g, k ? k->grid : o->grid, o->bits, o->group, o->zero_min, n_in);
+}
+
+int quant_keep_add(struct quant_options *o, const char *text, struct err *e)
+{
+    struct quant_keep *k = &o->keep[o->n_keep];
+    const char *eq = strrchr(text, '=');
+    if (o->n_keep == QUANT_KEEP_MAX)
+        return err_set(e, ERR_USAGE, "keep: at most %d patterns", QUANT_KEEP_MAX);
+    if (!eq || eq == text || (size_t)(eq - text) >= sizeof k->pattern)
+        return err_set(e, ERR_USAGE, "keep: expected PATTERN=TYPE, found '%s'", text);
+    memcpy(k->pattern, text, (size_t)(eq - text));
+    k->pattern[eq - text] = '\0';
+    k->grid = grid_by_name(eq + 1);
+    if (k->grid == GRID_COUNT)
+        return err_set(e, ERR_USAGE, "keep: unknown type '%s' in '%s'", eq + 1, text);
+    o->n_keep++;
+    return 0;
+}
+
+bool quant_grid_kept(const struct quant_options *o, const char *name, int64_t n_in, struct grid *g)
+{
+    const struct quant_keep *k = keep_of(o, name);
+    if (k)
+        grid_init(g, k->grid, o->bits, o->group, o->zero_min, n_in);
+    return k != NULL;
 }

@@ -49,23 +49,74 @@ static int round_matrix(struct model *m, struct tensor *t, struct err *e)
     return 0;
 }
 
-/* only_f32: what is stored in another type stays */
-static int round_embeddings(struct model *m, bool only_f32, struct err *e)
+#define EMBD_ROWS 1024
+
+/* t's values, rounded to nearest on the blocks of g (or to its float type), a few rows at a time. */
+static int requantize(struct model *m, struct tensor *t, const struct grid *g, struct err *e)
+{
+    struct quant_options o = { .search = SEARCH_MSE };
+    struct tensor out, part;
+    int64_t rows = tensor_rows(t), cols = tensor_cols(t);
+    if (grid_alloc(g, &m->arena, t->name, rows, cols, &out, e))
+        return -1;
+    float *w = mem_alloc((size_t)(EMBD_ROWS * cols), sizeof *w);
+    int rc = w ? 0 : err_nomem(e, t->name, (size_t)(EMBD_ROWS * cols) * sizeof *w);
+    size_t row_bytes = out.size / (size_t)(rows ? rows : 1);
+    for (int64_t i = 0; i < rows && !rc; i += EMBD_ROWS) {
+        int64_t n = rows - i < EMBD_ROWS ? rows - i : EMBD_ROWS;
+        uint8_t *dst = (uint8_t *)(uintptr_t)out.data + (size_t)i * row_bytes;
+        struct solve_in in = { .name = t->name, .w = w, .n_out = n, .n_in = cols, .grid = g };
+        tensor_rows_f32(t, i, n, w);
+        part = out;
+        part.dim[0] = n;
+        part.data = dst;
+        part.size = (size_t)n * row_bytes;
+        if (g->kind != KIND_FLOAT)
+            rc = solve(&in, &o, &part, e);
+        else if (g->type == DT_F32)
+            memcpy(dst, w, part.size);
+        else
+            for (int64_t k = 0; k < n * cols; k++)
+                ((uint16_t *)(void *)dst)[k] = g->type == DT_F16 ? half_from_f32(w[k]) : bf16_from_f32(w[k]);
+    }
+    mem_free(w);
+    if (!rc)
+        *t = out;
+    return rc;
+}
+
+/* What the user asked for it; else only_f32: F16 if it is F32, else F16. */
+static int round_embedding(struct model *m, const struct quant_options *o, struct tensor *t, const char *name, bool only_f32,
+                           struct err *e)
+{
+    struct grid g;
+    if (quant_grid_kept(o, name, tensor_cols(t), &g)) {
+        if (g.type == DT_QMAT)
+            return err_set(e, ERR_USAGE, "%s: expected a type of GGUF (q6_k, q8_0, f16 ...), found grid %s", name,
+                           grid_table[g.id].name);
+        return requantize(m, t, &g, e);
+    }
+    return !only_f32 || t->type == DT_F32 ? round_matrix(m, t, e) : 0;
+}
+
+static int round_embeddings(struct model *m, const struct quant_options *o, bool only_f32, struct err *e)
 {
     bool shared = m->lm_head.data == m->tok_embd.data;
-    if ((!only_f32 || m->tok_embd.type == DT_F32) && round_matrix(m, &m->tok_embd, e))
+    struct grid g;
+    bool by_head = shared && quant_grid_kept(o, "lm_head", m->hp.n_embd, &g);
+    if (round_embedding(m, o, &m->tok_embd, by_head ? "lm_head" : "model.embed_tokens", only_f32, e))
         return -1;
     if (shared)
         m->lm_head = m->tok_embd;
-    else if ((!only_f32 || m->lm_head.type == DT_F32) && round_matrix(m, &m->lm_head, e))
+    else if (round_embedding(m, o, &m->lm_head, "lm_head", only_f32, e))
         return -1;
     return 0;
 }
 
-static int round_kept(struct model *m, struct err *e)
+static int round_kept(struct model *m, const struct quant_options *o, struct err *e)
 {
     const struct hparams *hp = &m->hp;
-    if (round_embeddings(m, false, e) || round_vector(m, &m->out_norm, hp->n_embd, e))
+    if (round_embeddings(m, o, false, e) || round_vector(m, &m->out_norm, hp->n_embd, e))
         return -1;
     for (int64_t i = 0; i < hp->n_layer; i++) {
         struct layer *l = &m->layers[i];
@@ -339,7 +390,7 @@ static int run_states(struct run *r, struct err *e)
         return -1;
     op_embed(&r->m->tok_embd, c->ids, r->n_tok, r->hq);
     if (r->hf)
-        memcpy(r->hf, r->hq, n * sizeof *r->hq);
+        op_embed(&r->embd, c->ids, r->n_tok, r->hf);
     return 0;
 }
 
@@ -353,6 +404,7 @@ int quantize_model(struct model *m, const struct quant_options *o, const struct 
     memset(res, 0, sizeof *res);
     arena_init(&res->arena);
     arena_init(&r.arena);
+    r.embd = m->tok_embd;
     if (quant_options_check(o, e))
         return -1;
     if (method_table[o->method].needs_calib) {
@@ -366,9 +418,9 @@ int quantize_model(struct model *m, const struct quant_options *o, const struct 
     res->blocks = arena_zalloc(&res->arena, (size_t)hp->n_layer, sizeof *res->blocks);
     int rc = res->tensors && res->blocks ? 0 : err_nomem(e, "results", 0);
     if (!rc && o->kept == DT_F16)
-        rc = round_kept(m, e);
-    else if (!rc && o->kept_packed)
-        rc = round_embeddings(m, true, e);
+        rc = round_kept(m, o, e);
+    else if (!rc && (o->kept_packed || o->n_keep))
+        rc = round_embeddings(m, o, true, e);
     if (!rc && r.calib)
         rc = run_states(&r, e);
     for (int64_t i = 0; !rc && i < hp->n_layer; i++)

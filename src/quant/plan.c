@@ -3,12 +3,23 @@
 
 #include "quant/block.h"
 
-static uint64_t matrix_bytes(const struct quant_options *o, int64_t n_out, int64_t n_in)
+static double matrix_bytes(const struct quant_options *o, int64_t layer, enum role role, const struct tensor *w)
 {
-    int64_t group = o->group > 0 ? o->group : n_in, groups = (n_in + group - 1) / group;
-    /* codes, fp16 scales, integer zeros at code width: as the GPTQ format stores them */
-    return (uint64_t)(n_out * ((n_in * o->bits + 31) / 32 * 4)) +
-           (uint64_t)(n_out * groups * (16 + o->bits) / 8);
+    struct grid g;
+    quant_grid(o, layer, role, w->dim[1], &g);
+    return grid_row_bits(&g, w->dim[1]) / 8 * (double)w->dim[0];
+}
+
+/* Of embeddings (i = 0) or head, where they were asked to have a type of their own. */
+static bool asked(const struct model *m, const struct quant_options *o, int i, uint64_t *bytes)
+{
+    struct grid g;
+    int64_t d = m->hp.n_embd;
+    bool found = quant_grid_kept(o, i ? "lm_head" : "model.embed_tokens", d, &g) ||
+                 (!i && m->hp.tied && quant_grid_kept(o, "lm_head", d, &g));
+    if (found)
+        *bytes = (uint64_t)(grid_row_bits(&g, d) / 8 * (double)m->hp.n_vocab);
+    return found;
 }
 
 static uint64_t kept_bytes(const struct model *m, const struct quant_options *o)
@@ -22,10 +33,13 @@ static uint64_t kept_bytes(const struct model *m, const struct quant_options *o)
             n += m->layers[i].lin[r].b ? (uint64_t)m->layers[i].lin[r].w.dim[0] : 0;
     }
     n *= width;
-    for (int i = 0; o->kept_packed && i < (hp->tied ? 1 : 2); i++) { /* at their own width, or F16 */
+    for (int i = 0; i < (hp->tied ? 1 : 2); i++) {
         const struct tensor *t = i ? &m->lm_head : &m->tok_embd;
-        n -= (uint64_t)tensor_count(t) * width;
-        n += t->type == DT_F32 ? 2 * (uint64_t)tensor_count(t) : t->size;
+        uint64_t bytes = (uint64_t)tensor_count(t) * width;
+        n -= bytes;
+        if (!asked(m, o, i, &bytes) && o->kept_packed) /* at their own width, or F16 */
+            bytes = t->type == DT_F32 ? 2 * (uint64_t)tensor_count(t) : t->size;
+        n += bytes;
     }
     return n;
 }
@@ -59,7 +73,7 @@ void quant_plan(const struct model *m, const struct quant_options *o, int64_t ca
         for (int r = 0; r < ROLE_COUNT; r++) {
             const struct tensor *w = &m->layers[i].lin[r].w;
             double n = (double)w->dim[0] * (double)w->dim[1];
-            p->quantized_bytes += matrix_bytes(o, w->dim[0], w->dim[1]);
+            p->quantized_bytes += (uint64_t)matrix_bytes(o, i, (enum role)r, w);
             weights += (uint64_t)n;
             p->flops += n * 2 * (double)calib_tokens * (with_float ? 2 : 1) + n * 6 * (double)w->dim[1];
         }

@@ -18,6 +18,7 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "model/model.h"
+#include "quant/grid.h"
 
 /* Rows of methods.def; the id is METHOD_<name>. */
 enum method {
@@ -48,11 +49,18 @@ struct calib {
     struct arena arena;
 };
 
+/* Tensors whose name matches get another grid. */
+struct quant_keep {
+    char pattern[96]; /* of the shell, against "model.layers.0.mlp.down_proj", "model.embed_tokens", "lm_head" */
+    enum grid_id grid;
+};
+#define QUANT_KEEP_MAX 64
+
 struct quant_options {
     enum method method;
+    enum grid_id grid; /* of the seven matrices; a type's own grids settle bits and group */
     int bits;         /* 2, 3 or 4 */
     int group;        /* inputs per group; <= 0: one group a row */
-    bool sym;
     int zero_min;     /* smallest zero point, 0 or 1: GPTQ v1 files cannot hold 0 */
     bool dsq, dac;    /* d2quant only */
     bool dac_accept;  /* keep a block's DAC only where held-out calibration gains */
@@ -68,13 +76,22 @@ struct quant_options {
     int dsq_rounds;
     enum quant_failure on_failure;
     enum dtype kept;  /* what tensors that are not quantized are rounded to: DT_F16 or DT_F32 */
+    struct quant_keep keep[QUANT_KEEP_MAX]; /* the last match counts; embeddings and head only by these */
+    int n_keep;
     bool kept_packed; /* with DT_F32: F32 embeddings and head become F16, packed ones stay as stored (GGUF) */
 };
 
 /* Fills o for a method and a recipe ("default" or "paper"; only d2quant has two). */
 int quant_options_init(struct quant_options *o, const char *method, const char *recipe, struct err *e);
+/* One more of o->keep from "PATTERN=TYPE". */
+int quant_keep_add(struct quant_options *o, const char *text, struct err *e);
 /* 0, or -1 with ERR_USAGE naming the option. */
 int quant_options_check(const struct quant_options *o, struct err *e);
+
+/* The grid of one of the seven matrices of block `layer`. */
+void quant_grid(const struct quant_options *o, int64_t layer, enum role role, int64_t n_in, struct grid *g);
+/* Of "model.embed_tokens" or "lm_head"; false: nothing was asked for it. */
+bool quant_grid_kept(const struct quant_options *o, const char *name, int64_t n_in, struct grid *g);
 
 struct quant_tensor {
     const char *name; /* Hugging Face name */

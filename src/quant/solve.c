@@ -8,6 +8,7 @@
 #include "base/par.h"
 #include "quant/tile.h"
 #include "tensor/half.h"
+#include "tensor/pack.h"
 
 #define BLOCK 128 /* columns between two lazy updates of the rest */
 
@@ -129,9 +130,11 @@ int hessian_cholesky(const float *h, int64_t d, double damp, double **l, struct 
 
 struct solve_job {
     const struct solve_in *in;
-    struct grid grid;
+    const struct grid *grid;
+    enum quant_search search;
     const struct tile_kernels *k;
-    struct qmat *q;
+    struct tensor *out;
+    int64_t n_groups;
     const float *u;    /* factor with col_scale applied, or NULL */
     const float *hs;   /* scaled, damped, permuted H for the sweeps, or NULL */
     const float *hw;   /* (n_in) weights of the scale search in input order, or NULL */
@@ -143,7 +146,8 @@ struct solve_job {
 struct tile_state {
     float *t;       /* (n_in, R) what is left to quantize, in processing order */
     uint8_t *codes; /* (n_in, R) */
-    float *s, *z;   /* (n_groups, R) */
+    struct tile_group *g; /* (n_groups) */
+    struct tile_super *super; /* (n_in / grid->super) or NULL */
     float *err;     /* (BLOCK, R) */
 };
 
@@ -163,14 +167,19 @@ static void tile_load(const struct solve_job *job, int64_t row0, const int32_t *
 
 static int64_t group_of(const struct solve_job *job, int64_t j)
 {
-    return (job->perm ? job->perm[j] : j) / job->q->group;
+    return (job->perm ? job->perm[j] : j) / job->grid->group;
 }
 
+/* Parameters of group g from the weights t in input order; those of its superblock first, where it begins one. */
 static void fit_group(const struct solve_job *job, const float *t, int64_t g, struct tile_state *st)
 {
-    int64_t j0 = g * job->q->group, n = job->in->n_in - j0;
-    job->k->fit(&job->grid, t + j0 * TILE_R, job->hw ? job->hw + j0 : NULL,
-                n < job->q->group ? n : job->q->group, st->s + g * TILE_R, st->z + g * TILE_R);
+    const struct grid *grid = job->grid;
+    int64_t j0 = g * grid->group, n = job->in->n_in - j0;
+    struct tile_super *super = grid->super ? st->super + j0 / grid->super : NULL;
+    const float *hw = job->hw ? job->hw + j0 : NULL;
+    if (super && j0 % grid->super == 0)
+        job->k->fit_super(grid, job->search, t + j0 * TILE_R, job->search == SEARCH_MSE ? NULL : hw, grid->super, super);
+    job->k->fit(grid, job->search, t + j0 * TILE_R, hw, n < grid->group ? n : grid->group, super, st->g + g);
 }
 
 /* End of the run of columns from j on that share a group and end at `end` at the latest. */
@@ -178,14 +187,14 @@ static int64_t run_end(const struct solve_job *job, int64_t j, int64_t end)
 {
     if (job->perm)
         return j + 1;
-    int64_t next = (j / job->q->group + 1) * job->q->group;
+    int64_t next = (j / job->grid->group + 1) * job->grid->group;
     return next < end ? next : end;
 }
 
 /* Blocks end where groups do, so that a group's parameters see every earlier column's error. */
 static int64_t block_end(const struct solve_job *job, int64_t j)
 {
-    int64_t d = job->in->n_in, g = job->q->group, end;
+    int64_t d = job->in->n_in, g = job->grid->group, end;
     if (job->perm || g >= BLOCK)
         end = j + BLOCK;
     else
@@ -202,10 +211,10 @@ static void tile_feedback(const struct solve_job *job, struct tile_state *st)
         int64_t jend = block_end(job, j0);
         for (int64_t j = j0; j < jend;) {
             int64_t end = run_end(job, j, jend), g = group_of(job, j);
-            if (!job->perm && j % job->q->group == 0)
+            if (!job->perm && j % job->grid->group == 0)
                 fit_group(job, st->t, g, st);
-            job->k->feedback(&job->grid, st->t, job->u, d, j, end - j, jend, st->s + g * TILE_R,
-                             st->z + g * TILE_R, st->codes + j * TILE_R, st->err + (j - j0) * TILE_R);
+            job->k->feedback(job->grid, st->t, job->u, d, j, end - j, jend, st->g + g, st->codes + j * TILE_R,
+                             st->err + (j - j0) * TILE_R);
             j = end;
         }
         if (jend < d)
@@ -222,8 +231,7 @@ static void tile_round(const struct solve_job *job, struct tile_state *st)
         int64_t end = run_end(job, j, d), g = group_of(job, j);
         if (!job->perm)
             fit_group(job, st->t, g, st);
-        job->k->round(&job->grid, st->t + j * TILE_R, end - j, st->s + g * TILE_R, st->z + g * TILE_R,
-                      st->codes + j * TILE_R);
+        job->k->round(job->grid, st->t + j * TILE_R, end - j, st->g + g, st->codes + j * TILE_R);
         j = end;
     }
 }
@@ -234,10 +242,9 @@ static void tile_sweep(const struct solve_job *job, int64_t row0, struct tile_st
     int64_t d = job->in->n_in;
     tile_load(job, row0, job->perm, st->t);
     for (int64_t j = 0; j < d; j++) {
-        int64_t g = group_of(job, j);
+        const struct tile_group *g = st->g + group_of(job, j);
         for (int r = 0; r < TILE_R; r++)
-            st->t[j * TILE_R + r] -= st->s[g * TILE_R + r] *
-                                     ((float)st->codes[j * TILE_R + r] - st->z[g * TILE_R + r]);
+            st->t[j * TILE_R + r] -= g->s[r] * ((float)st->codes[j * TILE_R + r] - g->z[r]) - g->b[r];
     }
     la_sgemm_tile(0, 0, d, TILE_R, d, 1, job->hs, d, st->t, TILE_R, 0, p, TILE_R);
     for (int sweep = 0; sweep < job->sweeps; sweep++)
@@ -245,9 +252,8 @@ static void tile_sweep(const struct solve_job *job, int64_t row0, struct tile_st
             int64_t jend = block_end(job, j0);
             for (int64_t j = j0; j < jend;) {
                 int64_t end = run_end(job, j, jend);
-                job->k->descend(&job->grid, p, job->hs, d, j, end - j, j0, jend,
-                                st->s + group_of(job, j) * TILE_R, st->codes + j * TILE_R,
-                                st->err + (j - j0) * TILE_R);
+                job->k->descend(job->grid, p, job->hs, d, j, end - j, j0, jend, st->g + group_of(job, j),
+                                st->codes + j * TILE_R, st->err + (j - j0) * TILE_R);
                 j = end;
             }
             if (jend < d)
@@ -260,17 +266,50 @@ static void tile_sweep(const struct solve_job *job, int64_t row0, struct tile_st
         }
 }
 
-static void tile_store(const struct solve_job *job, int64_t row0, const struct tile_state *st, uint8_t *row)
+/* Row r of the tile as blocks of its type; codes (n_in) in input order. */
+static void store_blocks(const struct solve_job *job, const struct tile_state *st, int r, const uint8_t *codes, uint8_t *dst)
 {
-    struct qmat *q = job->q;
-    for (int r = 0; r < TILE_R && row0 + r < q->n_out; r++) {
-        for (int64_t j = 0; j < q->n_in; j++)
-            row[job->perm ? job->perm[j] : j] = st->codes[j * TILE_R + r];
-        qmat_set_codes(q, row0 + r, row);
-        for (int64_t g = 0; g < q->n_groups; g++) {
-            q->scale[(row0 + r) * q->n_groups + g] = half_from_f32(st->s[g * TILE_R + r]);
-            q->zero[(row0 + r) * q->n_groups + g] = (uint8_t)st->z[g * TILE_R + r];
+    const struct grid *grid = job->grid;
+    const struct dtype_info *d = &dtype_table[grid->type];
+    struct block_fields f;
+    for (int64_t j = 0; j < job->in->n_in; j += d->block_len, dst += d->block_bytes) {
+        const struct tile_group *g = st->g + j / grid->group;
+        if (grid->kind == KIND_INT) {
+            f.d = pack_group(grid->type, codes + j, d->block_len, half_from_f32(g->s[r]), (int)g->z[r], grid->bits, &f, 0);
+        } else {
+            memcpy(f.q, codes + j, (size_t)d->block_len);
+            f.d = half_from_f32(grid->super ? st->super[j / grid->super].d[r] : g->s[r]);
+            f.m = half_from_f32(grid->super ? st->super[j / grid->super].m[r] : -g->b[r]);
         }
+        for (int i = 0; grid->super && i < (int)(grid->super / grid->group); i++) {
+            f.sc[i] = g[i].sc[r];
+            f.mn[i] = g[i].mn[r];
+        }
+        block_store(grid->type, &f, dst);
+    }
+}
+
+static void store_integers(const struct solve_job *job, const struct tile_state *st, int r, const uint8_t *codes, int64_t row)
+{
+    struct qmat *q = (struct qmat *)(uintptr_t)job->out->q;
+    qmat_set_codes(q, row, codes);
+    for (int64_t g = 0; g < q->n_groups; g++) {
+        q->scale[row * q->n_groups + g] = half_from_f32(st->g[g].s[r]);
+        q->zero[row * q->n_groups + g] = (uint8_t)st->g[g].z[r];
+    }
+}
+
+static void tile_store(const struct solve_job *job, int64_t row0, const struct tile_state *st, uint8_t *codes)
+{
+    int64_t d = job->in->n_in;
+    size_t row_bytes = job->out->size / (size_t)job->in->n_out;
+    for (int r = 0; r < TILE_R && row0 + r < job->in->n_out; r++) {
+        for (int64_t j = 0; j < d; j++)
+            codes[job->perm ? job->perm[j] : j] = st->codes[j * TILE_R + r];
+        if (job->out->type == DT_QMAT)
+            store_integers(job, st, r, codes, row0 + r);
+        else
+            store_blocks(job, st, r, codes, (uint8_t *)(uintptr_t)job->out->data + (size_t)(row0 + r) * row_bytes);
     }
 }
 
@@ -278,19 +317,19 @@ static void solve_item(void *ctx, size_t i, int worker)
 {
     (void)worker;
     struct solve_job *job = ctx;
-    int64_t d = job->in->n_in, ng = job->q->n_groups, row0 = (int64_t)i * TILE_R;
+    int64_t d = job->in->n_in, ng = job->n_groups, row0 = (int64_t)i * TILE_R, super = job->grid->super;
     struct arena a;
     arena_init(&a);
     struct tile_state st = {
         .t = arena_alloc(&a, (size_t)(d * TILE_R), sizeof(float)),
         .codes = arena_alloc(&a, (size_t)(d * TILE_R), 1),
-        .s = arena_alloc(&a, (size_t)(ng * TILE_R), sizeof(float)),
-        .z = arena_alloc(&a, (size_t)(ng * TILE_R), sizeof(float)),
+        .g = arena_alloc(&a, (size_t)ng, sizeof *st.g),
+        .super = super ? arena_alloc(&a, (size_t)(d / super), sizeof *st.super) : NULL,
         .err = arena_alloc(&a, BLOCK * TILE_R, sizeof(float)),
     };
     float *p = job->hs ? arena_alloc(&a, (size_t)(d * TILE_R), sizeof(float)) : NULL;
     uint8_t *row = arena_alloc(&a, (size_t)d, 1);
-    if (!st.t || !st.codes || !st.s || !st.z || !st.err || !row || (job->hs && !p)) {
+    if (!st.t || !st.codes || !st.g || (super && !st.super) || !st.err || !row || (job->hs && !p)) {
         atomic_store(&job->failed, 1);
     } else {
         tile_load(job, row0, NULL, st.t);
@@ -360,13 +399,11 @@ static int scale_inputs(const struct solve_in *in, const struct quant_options *o
     return 0;
 }
 
-int solve(const struct solve_in *in, const struct quant_options *o, struct qmat *q, struct err *e)
+int solve(const struct solve_in *in, const struct quant_options *o, struct tensor *t, struct err *e)
 {
     float *u = NULL, *hs = NULL, *hw = NULL;
-    struct solve_job job = {
-        .in = in, .q = q, .k = tile_kernels(),
-        .grid = { .maxq = (1 << o->bits) - 1, .zmin = o->zero_min, .sym = o->sym, .search = o->search },
-    };
+    struct solve_job job = { .in = in, .out = t, .k = tile_kernels(), .grid = in->grid, .search = o->search,
+                             .n_groups = (in->n_in + in->grid->group - 1) / in->grid->group };
     int rc = scale_inputs(in, o, &job, &u, &hs, &hw, e);
     if (!rc) {
         par_for((size_t)((in->n_out + TILE_R - 1) / TILE_R), solve_item, &job);
@@ -385,7 +422,7 @@ int solve(const struct solve_in *in, const struct quant_options *o, struct qmat 
 
 struct error_job {
     const float *w, *col_scale, *h;
-    const struct qmat *v;
+    const struct tensor *v;
     int64_t n_out, n_in;
     double *part; /* one per item */
     atomic_int failed;
@@ -409,7 +446,7 @@ static void error_item(void *ctx, size_t i, int worker)
             memcpy(xr, w, (size_t)d * sizeof *xr);
             continue;
         }
-        qmat_row_f32(j->v, row0 + r, xr);
+        tensor_rows_f32(j->v, row0 + r, 1, xr);
         for (int64_t c = 0; c < d; c++)
             xr[c] = w[c] - (j->col_scale ? xr[c] * j->col_scale[c] : xr[c]);
     }
@@ -424,7 +461,7 @@ static void error_item(void *ctx, size_t i, int worker)
     mem_free(x);
 }
 
-int solve_error(const float *w, const struct qmat *v, const float *col_scale, const float *h,
+int solve_error(const float *w, const struct tensor *v, const float *col_scale, const float *h,
                 int64_t n_out, int64_t n_in, double *err, struct err *e)
 {
     size_t items = (size_t)((n_out + ERR_ROWS - 1) / ERR_ROWS);

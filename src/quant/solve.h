@@ -6,6 +6,7 @@
 #ifndef D2Q_QUANT_SOLVE_H
 #define D2Q_QUANT_SOLVE_H
 
+#include "quant/grid.h"
 #include "quant/quant.h"
 
 /* What is computed once for each H and shared by the matrices that see the same inputs. */
@@ -28,14 +29,15 @@ struct solve_in {
     int64_t n_out, n_in;
     const float *h;          /* (n_in, n_in) undamped, or NULL */
     const struct factor *f;  /* NULL: round to nearest */
+    const struct grid *grid;
     const float *col_scale;  /* (n_in) s^c, or NULL: ones; codes then stand for w[:,j] / s^c[j] */
 };
 
-/* Fills q (codes, scales, zeros), allocated by qmat_init for these options. */
-int solve(const struct solve_in *in, const struct quant_options *o, struct qmat *q, struct err *e);
+/* Fills the data of t, which grid_alloc made for in->grid. */
+int solve(const struct solve_in *in, const struct quant_options *o, struct tensor *t, struct err *e);
 
 /* tr(E H E^T), E = w - v * diag(col_scale); v NULL: E = w. h NULL: identity. */
-int solve_error(const float *w, const struct qmat *v, const float *col_scale, const float *h,
+int solve_error(const float *w, const struct tensor *v, const float *col_scale, const float *h,
                 int64_t n_out, int64_t n_in, double *err, struct err *e);
 
 /* Lower Cholesky factor of H + damp * mean diag, in double (mem_free); dead inputs as above. */

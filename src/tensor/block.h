@@ -6,7 +6,10 @@
 #ifndef D2Q_TENSOR_BLOCK_H
 #define D2Q_TENSOR_BLOCK_H
 
+#include <stdbool.h>
 #include <stdint.h>
+
+#include "tensor/tensor.h"
 
 struct block_q2_0 { uint8_t d[2], qs[16]; };
 struct block_q4_0 { uint8_t d[2], qs[16]; };
@@ -38,6 +41,21 @@ static inline uint16_t load_u16(const uint8_t *p)
 {
     return (uint16_t)(p[0] | p[1] << 8);
 }
+
+/* What a block of a quantized type says, whatever its layout; unused fields are not read.
+ *   q2_0, tq2_0     (q - 1) d            q4_0, q5_0, q8_0  (q - 8, 16, 128) d
+ *   q4_1, q5_1      q d + m              q2_k, q4_k, q5_k  (d sc[g]) q - m mn[g]     (m is dmin)
+ *   q3_k, q6_k      (d sc[g]) (q - 4, 32) */
+struct block_fields {
+    uint16_t d, m;           /* fp16 bits */
+    int16_t sc[16], mn[16];  /* of each group of 16 (q2_k, q3_k, q6_k) or 32: q3_k -32..31, q6_k -128..127 */
+    uint8_t q[256];
+};
+
+/* Writes one block of a quantized type. */
+void block_store(enum dtype type, const struct block_fields *f, void *out);
+/* Multiplies d and m of all blocks of a row of n elements, rounded to fp16; false when one leaves its range. */
+bool block_scale_row(enum dtype type, void *row, int64_t n, float factor);
 
 /* One per row of dtypes.def. */
 #define DTYPE(id, name, ggml_id, ftype, len, bytes) \
