@@ -11,7 +11,7 @@ void d2q_quantize_options_init(d2q_quantize_options *o)
 {
     *o = (d2q_quantize_options){
         .method = "d2quant", .recipe = "default", .bits = 2, .group = 128, .grid = "asym", .dsq = D2Q_DEFAULT,
-        .dac = D2Q_DEFAULT, .alpha = D2Q_DEFAULT, .beta = D2Q_DEFAULT, .sweeps = D2Q_DEFAULT, .damp = D2Q_DEFAULT,
+        .dac = D2Q_DEFAULT, .alpha = D2Q_DEFAULT, .beta = D2Q_DEFAULT, .sweeps = D2Q_DEFAULT, .tune = D2Q_DEFAULT, .damp = D2Q_DEFAULT,
         .on_failure = "stop", .calib = "self", .nsamples = 128, .seqlen = 2048,
     };
 }
@@ -66,6 +66,7 @@ int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, s
     o->alpha = in->alpha < 0 ? o->alpha : in->alpha;
     o->beta = in->beta < 0 ? o->beta : in->beta;
     o->sweeps = in->sweeps < 0 ? o->sweeps : in->sweeps;
+    o->tune = in->tune < 0 ? o->tune : in->tune;
     o->damp = in->damp < 0 ? o->damp : in->damp;
     return quant_options_check(o, e);
 }
@@ -79,6 +80,7 @@ static json_t *options_json(const d2q_quantize_options *in, const struct quant_o
     json_object_update_new(j, json_pack("{sssfsbsbsfsfsisI}", "grid", grid_table[o->grid].name, "damp", o->damp, "dsq", o->dsq,
                                         "dac", o->dac, "alpha", o->alpha, "beta", o->beta, "sweeps", o->sweeps, "seed",
                                         (json_int_t)in->seed));
+    json_object_set_new(j, "tune", json_integer(o->tune));
     json_t *keep = json_array();
     for (int i = 0; i < in->n_keep; i++)
         json_array_append_new(keep, json_string(in->keep[i]));
@@ -233,6 +235,8 @@ static json_t *result_json(const struct model *m, const d2q_quantize_options *in
                                            res->seconds_forward, "seconds_stats", res->seconds_stats, "seconds_solve",
                                            res->seconds_solve, "calib_tokens", (json_int_t)res->calib_tokens, "tensors", tensors,
                                            "blocks", blocks));
+    json_object_update_new(root, json_pack("{sfsfsf}", "tune_kl_before", res->tune_before, "tune_kl_after", res->tune_after,
+                                           "seconds_tune", res->seconds_tune));
     json_object_set_new(root, "backend", json_pack("{ssss}", "isa", backend_isa(), "blas", backend_blas()));
     return root;
 }

@@ -37,6 +37,7 @@ const struct opt cmd_quantize_opts[] = {
     { "order", 0, OPT_STR, AT(q.order), NULL, "none|act", 0, 0, "column order: as stored, or by activation", "the method's" },
     { "search", 0, OPT_STR, AT(q.search), NULL, "minmax|mse|hessian", 0, 0, "how scales are found", "the method's" },
     { "sweeps", 0, OPT_INT, AT(q.sweeps), "N", NULL, 0, 100, "coordinate-descent sweeps after the solve", "the recipe's" },
+    { "tune", 0, OPT_INT, AT(q.tune), "N", NULL, 0, 1000, "passes that tune scales and norms towards the float model", "the recipe's" },
     { "damp", 0, OPT_NUM, AT(q.damp), "X", NULL, 0, 1, "added to the Hessian, as a share of its mean diagonal", "0.01" },
     { "sinks", 0, OPT_STR, AT(q.sinks), NULL, "keep|skip|clip", 0, 0, "tokens with massive activations", "the method's" },
     { "on-failure", 0, OPT_STR, AT(q.on_failure), NULL, "stop|rtn|keep", 0, 0, "when a matrix cannot be solved", NULL },

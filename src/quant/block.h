@@ -15,7 +15,8 @@ struct run {
     struct quant_result *res;
     bool use_float;      /* the float path is needed: propagated error, DAC */
     int64_t n_tok, longest, wide; /* calibration tokens, longest sequence, max(n_head*head_dim, n_ff) */
-    struct tensor embd;  /* the float model's, whatever becomes of its own */
+    struct tensor embd, float_head; /* the float model's, whatever becomes of its own */
+    const float *float_norm;
     float *hq, *hf;      /* (n_tok, n_embd) */
     float *mid;          /* (n_tok, wide): quantized path's input of o, later of down */
     struct fwd fq, ff;   /* one sequence */

@@ -23,7 +23,7 @@ int quant_options_init(struct quant_options *o, const char *method, const char *
         return err_set(e, ERR_USAGE, "unknown recipe '%s' (expected default or paper)", recipe);
     *o = (struct quant_options){
         .method = (enum method)id, .grid = GRID_asym, .bits = 2, .group = 128,
-        .prop_damp = 0.05, .order = ORDER_NONE, .search = SEARCH_HESSIAN, .damp = 0.01,
+        .prop_damp = 0.05, .tune_lr = 1e-3, .order = ORDER_NONE, .search = SEARCH_HESSIAN, .damp = 0.01,
         .sinks = SINKS_CLIP, .on_failure = FAILURE_STOP, .kept = DT_F16,
     };
     if (id == METHOD_rtn)
@@ -57,6 +57,8 @@ int quant_options_check(const struct quant_options *o, struct err *e)
     if (!(o->alpha >= 0 && o->alpha <= 2 && o->beta >= 0 && o->beta <= 2))
         return err_set(e, ERR_USAGE, "propagate: expected two numbers between 0 and 2, found %g,%g",
                        o->alpha, o->beta);
+    if (o->tune < 0 || (o->tune && !method_table[o->method].needs_calib))
+        return err_set(e, ERR_USAGE, "tune: expected a number of passes, and a method that has calibration text");
     if (o->kept != DT_F16 && o->kept != DT_F32)
         return err_set(e, ERR_USAGE, "kept tensors: expected f16 or f32");
     if (o->method != METHOD_d2quant && (o->dsq || o->dac))

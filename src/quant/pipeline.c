@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "backend/backend.h"
-#include "quant/block.h"
+#include "quant/tune.h"
 #include "tensor/half.h"
 
 /* ---- what is not quantized: rounded once, before anything is computed ---- */
@@ -405,13 +405,15 @@ int quantize_model(struct model *m, const struct quant_options *o, const struct 
     arena_init(&res->arena);
     arena_init(&r.arena);
     r.embd = m->tok_embd;
+    r.float_head = m->lm_head;
+    r.float_norm = m->out_norm;
     if (quant_options_check(o, e))
         return -1;
     if (method_table[o->method].needs_calib) {
         if (!calib || calib->n < 1)
             return err_set(e, ERR_USAGE, "method %s needs calibration text", method_table[o->method].name);
         r.calib = calib;
-        r.use_float = o->alpha > 0 || o->beta > 0 || o->dac;
+        r.use_float = o->alpha > 0 || o->beta > 0 || o->dac || o->tune > 0;
         res->calib_tokens = calib_tokens(calib);
     }
     res->tensors = arena_zalloc(&res->arena, (size_t)(hp->n_layer * ROLE_COUNT), sizeof *res->tensors);
@@ -425,6 +427,8 @@ int quantize_model(struct model *m, const struct quant_options *o, const struct 
         rc = run_states(&r, e);
     for (int64_t i = 0; !rc && i < hp->n_layer; i++)
         rc = block_run(&r, i, e);
+    if (!rc && r.calib && o->tune > 0)
+        rc = tune_scales(&r, e);
     double bits = 0, n = 0;
     for (int64_t i = 0; i < res->n_tensors; i++) {
         double k = (double)res->tensors[i].n_out * (double)res->tensors[i].n_in;

@@ -1,7 +1,7 @@
 /* plan: what a run will take, from shapes alone. The terms are those of pipeline.c; a change there belongs here too. */
 #include <string.h>
 
-#include "quant/block.h"
+#include "quant/tune.h"
 
 static double matrix_bytes(const struct quant_options *o, int64_t layer, enum role role, const struct tensor *w)
 {
@@ -66,7 +66,7 @@ void quant_plan(const struct model *m, const struct quant_options *o, int64_t ca
                 int64_t longest_sequence, struct quant_plan *p)
 {
     const struct hparams *hp = &m->hp;
-    bool with_float = o->alpha > 0 || o->beta > 0 || o->dac;
+    bool with_float = o->alpha > 0 || o->beta > 0 || o->dac || o->tune > 0;
     uint64_t weights = 0;
     memset(p, 0, sizeof *p);
     for (int64_t i = 0; i < hp->n_layer; i++)
@@ -87,5 +87,8 @@ void quant_plan(const struct model *m, const struct quant_options *o, int64_t ca
         p->peak_bytes += p->kept_bytes;
     if (method_table[o->method].needs_calib)
         p->peak_bytes += (uint64_t)calib_tokens * ((uint64_t)hp->n_embd * (with_float ? 2 : 1) + wide) * 4 +
-                         fwd_bytes(hp, longest_sequence) * (with_float ? 2 : 1) + stage_bytes(m, with_float);
+                         fwd_bytes(hp, longest_sequence) * (with_float ? 2 : 1) + stage_bytes(m, with_float) +
+                         (o->tune > 0 ? tune_bytes(m, o, longest_sequence) : 0);
+    /* a pass forward twice and backward twice, and the head three times */
+    p->flops += o->tune * (double)calib_tokens * 2 * (4 * (double)weights + 3 * (double)tensor_count(&m->lm_head));
 }

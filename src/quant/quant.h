@@ -74,6 +74,8 @@ struct quant_options {
     enum dsq_init dsq_init;
     bool dsq_weighted; /* H-weighted closed form for s^c, else the plain one */
     int dsq_rounds;
+    int tune;         /* passes over the calibration text that tune scales and gains; 0: none */
+    double tune_lr;   /* of log factors, per step at the start */
     enum quant_failure on_failure;
     enum dtype kept;  /* what tensors that are not quantized are rounded to: DT_F16 or DT_F32 */
     struct quant_keep keep[QUANT_KEEP_MAX]; /* the last match counts; embeddings and head only by these */
@@ -119,7 +121,8 @@ struct quant_result {
     int64_t n_tensors;
     struct quant_block *blocks;   /* n_layer */
     double bpw;        /* over all quantized weights, scales and zeros counted */
-    double seconds, seconds_forward, seconds_stats, seconds_solve;
+    double tune_before, tune_after; /* mean KL divergence of the held-out sequences to the float model; 0 without tuning */
+    double seconds, seconds_forward, seconds_stats, seconds_solve, seconds_tune;
     int64_t calib_tokens;
 };
 

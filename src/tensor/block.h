@@ -54,6 +54,8 @@ struct block_fields {
 
 /* Writes one block of a quantized type. */
 void block_store(enum dtype type, const struct block_fields *f, void *out);
+/* Where a block keeps d (k = 0) or m (k = 1); NULL: it has none. */
+uint8_t *block_factor(enum dtype type, uint8_t *block, int k);
 /* Multiplies d and m of all blocks of a row of n elements, rounded to fp16; false when one leaves its range. */
 bool block_scale_row(enum dtype type, void *row, int64_t n, float factor);
 

@@ -159,44 +159,35 @@ void block_store(enum dtype type, const struct block_fields *f, void *out)
     }
 }
 
-/* Where a block keeps its fp16 factors; -1: none. */
-static void factor_offsets(enum dtype type, int *d, int *m)
+uint8_t *block_factor(enum dtype type, uint8_t *block, int k)
 {
-    *m = -1;
     switch (type) {
     case DT_Q4_1:
     case DT_Q5_1:
     case DT_Q4_K:
     case DT_Q5_K:
-        *d = 0;
-        *m = 2;
-        break;
+        return block + 2 * k;
     case DT_Q2_K:
-        *d = 80;
-        *m = 82;
-        break;
+        return block + 80 + 2 * k;
     case DT_Q3_K:
     case DT_Q6_K:
     case DT_TQ2_0:
-        *d = dtype_table[type].block_bytes - 2;
-        break;
+        return k ? NULL : block + dtype_table[type].block_bytes - 2;
     default:
-        *d = 0;
+        return k ? NULL : block;
     }
 }
 
 bool block_scale_row(enum dtype type, void *row, int64_t n, float factor)
 {
     const struct dtype_info *t = &dtype_table[type];
-    int at[2];
-    factor_offsets(type, &at[0], &at[1]);
-    uint8_t *b = row;
+    uint8_t *b = row, *at;
     for (int64_t j = 0; j < n; j += t->block_len, b += t->block_bytes)
-        for (int i = 0; i < 2 && at[i] >= 0; i++) {
-            float v = half_to_f32(load_u16(b + at[i])) * factor;
+        for (int k = 0; k < 2 && (at = block_factor(type, b, k)); k++) {
+            float v = half_to_f32(load_u16(at)) * factor;
             if (!(v <= 65504.0f && v >= -65504.0f))
                 return false;
-            store_u16(b + at[i], half_from_f32(v));
+            store_u16(at, half_from_f32(v));
         }
     return true;
 }
