@@ -135,7 +135,7 @@ static void test_wrong_usage(void **state)
         { "quantize " LLAMA " -o x --damp nan", "--damp: expected a number from 0 to 1" },
         { "quantize " LLAMA " -o x --damp 0x1", "--damp: expected a number from 0 to 1" },
         { "quantize " LLAMA " -o x --method gtpq", "--method: expected one of d2quant, gptq, rtn" },
-        { "quantize " LLAMA " -o x --format ggml", "--format: expected one of gptq, gptq_v1, hf, gguf" },
+        { "quantize " LLAMA " -o x --format ggml", "--format: expected one of gptq, gptq_v1, ct, hf, gguf" },
         { "quantize " LLAMA " -o x --format hf --format hf", "--format hf is given twice" },
         { "quantize " LLAMA " -o x --propagate 0.5", "--propagate: expected off or two numbers" },
         { "quantize " LLAMA " -o x --propagate 0.5,9", "--propagate: expected off or two numbers" },

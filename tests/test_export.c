@@ -284,6 +284,54 @@ static void gptq_round_trips(void **state)
     }
 }
 
+/* The same through compressed-tensors, with a float matrix and a second scheme among them. */
+static void ct_round_trips(void **state)
+{
+    (void)state;
+    static const struct { const char *model; int bits, group; bool sym; } cases[] = {
+        { "llama", 2, 32, true }, { "llama3", 3, 96, true }, { "qwen3", 2, 16, true }, { "qwen2", 4, 32, false }, { "llama", 8, 32, true },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *dir = scratch_dir(), *out = scratch_path(dir, "out");
+        struct model *m = open_model(scratch_path(MODELS, cases[i].model)), *back;
+        struct tensor keep = m->layers[1].lin[ROLE_O].w;
+        quantize_model_rtn(m, cases[i].bits, cases[i].group, cases[i].sym, 0);
+        if (i == 2) {
+            m->layers[1].lin[ROLE_O].w = keep;
+            quantize(m, &m->layers[0].lin[ROLE_DOWN].w, 4, 32, true, 0);
+        }
+        export_ok(m, "ct", out, NULL);
+        back = open_model(out);
+        assert_models(m, back, true);
+        const json_t *groups = json_object_get(back->ck->quant_config, "config_groups"), *first = json_object_get(groups, "group_0");
+        assert_int_equal(json_object_size(groups), i == 2 ? 2 : 1);
+        if (i != 2)
+            assert_string_equal(json_string_value(json_array_get(json_object_get(first, "targets"), 0)), "Linear");
+        assert_int_equal(json_integer_value(json_object_get(json_object_get(first, "weights"), "num_bits")), cases[i].bits);
+        model_free(back);
+        model_free(m);
+        scratch_remove(dir);
+    }
+}
+
+static void ct_refuses(void **state)
+{
+    (void)state;
+    struct err e = { 0 };
+    struct model *m = open_model(MODELS "llama");
+    assert_int_equal(export_check(m, "ct", NULL, NULL, &e), -1);
+    assert_non_null(strstr(e.msg, "no quantized matrix"));
+    quantize_model_rtn(m, 2, 32, false, 0);
+    assert_int_equal(export_check(m, "ct", NULL, NULL, &e), -1);
+    assert_non_null(strstr(e.msg, "zero points at 2 bits"));
+    model_free(m);
+    m = open_model(MODELS "llama");
+    quantize_model_rtn(m, 2, 40, true, 0);
+    assert_int_equal(export_check(m, "ct", NULL, NULL, &e), -1);
+    assert_non_null(strstr(e.msg, "groups of 40 do not divide its 64 inputs"));
+    model_free(m);
+}
+
 /* Float matrices among them, and two grids: "dynamic" says which. */
 static void gptq_mixes(void **state)
 {
@@ -381,7 +429,7 @@ static void what_does_not_fit_is_refused(void **state)
     const char *dir = scratch_dir(), *out = scratch_path(dir, "out");
     struct model *m = open_model(MODELS "smollm2");
     export_refuses(m, "gptq", out, NULL, "no quantized matrix");
-    export_refuses(m, "gtpq", out, NULL, "expected one of gptq, gptq_v1, hf, gguf");
+    export_refuses(m, "gtpq", out, NULL, "expected one of gptq, gptq_v1, ct, hf, gguf");
     quantize_model_rtn(m, 2, 32, false, 0);
     export_refuses(m, "gptq", out, NULL, "multiples of 32"); /* 72 wide */
     model_free(m);
@@ -515,6 +563,8 @@ int main(void)
         cmocka_unit_test(gguf_becomes_a_folder),
         cmocka_unit_test(shards_when_large),
         cmocka_unit_test(gptq_round_trips),
+        cmocka_unit_test(ct_round_trips),
+        cmocka_unit_test(ct_refuses),
         cmocka_unit_test(gptq_mixes),
         cmocka_unit_test(corrections_are_carried_or_refused),
         cmocka_unit_test(what_does_not_fit_is_refused),

@@ -249,7 +249,7 @@ int gptq_carries(const struct model *m, const struct export_options *o, const st
 int gptq_write(const struct model *m, const char *dir, const struct export_options *o, const struct log *log,
                struct err *e)
 {
-    struct weights w = { .dtype = ST_F16, .integers = true, .v1 = o->gptq_v1 };
+    struct weights w = { .dtype = ST_F16, .integers = INTEGERS_GPTQ, .v1 = o->gptq_v1 };
     struct survey s;
     survey_model(m, &s);
     json_t *config = export_config(m, "float16", o, NULL, &w.biases, e);

@@ -20,7 +20,7 @@
 
 static uint64_t item_bytes(const struct item *it)
 {
-    uint64_t width = it->dtype == ST_F16 ? 2 : 4;
+    uint64_t width = it->dtype == ST_F16 ? 2 : it->dtype == ST_I64 ? 8 : 4;
     return width * (uint64_t)it->dim[0] * (uint64_t)it->dim[1];
 }
 
@@ -63,6 +63,18 @@ static int add_gptq(struct weights *w, const struct tensor *t, const char *prefi
            add(w, ITEM_G_IDX, ST_I32, 1, q->n_in, 1, t, NULL, arena_printf(a, "%s.g_idx", prefix), e) ? -1 : 0;
 }
 
+static int add_ct(struct weights *w, const struct tensor *t, const char *prefix, struct err *e)
+{
+    const struct qmat *q = t->q;
+    struct arena *a = &w->arena;
+    return add(w, ITEM_CT_PACKED, ST_I32, 2, q->n_out, q->row_words, t, NULL, arena_printf(a, "%s.weight_packed", prefix), e) ||
+           add(w, ITEM_CT_SCALE, ST_F16, 2, q->n_out, q->n_groups, t, NULL, arena_printf(a, "%s.weight_scale", prefix), e) ||
+           (!q->sym && add(w, ITEM_CT_ZERO, ST_I32, 2, (q->n_out * q->bits + 31) / 32, q->n_groups, t, NULL,
+                           arena_printf(a, "%s.weight_zero_point", prefix), e)) ||
+           (q->g_idx && add(w, ITEM_CT_G_IDX, ST_I32, 1, q->n_in, 1, t, NULL, arena_printf(a, "%s.weight_g_idx", prefix), e)) ||
+           add(w, ITEM_CT_SHAPE, ST_I64, 1, 2, 1, t, NULL, arena_printf(a, "%s.weight_shape", prefix), e) ? -1 : 0;
+}
+
 static int add_layer(struct weights *w, const struct model *m, int64_t l, struct err *e)
 {
     const struct layer *layer = &m->layers[l];
@@ -85,9 +97,9 @@ static int add_layer(struct weights *w, const struct model *m, int64_t l, struct
         char *prefix = arena_printf(a, "%s.%s", base, role_hf_name[r]);
         if (!prefix)
             return err_nomem(e, "list of tensors", 256);
-        int rc = w->integers && lin->w.type == DT_QMAT
-                     ? add_gptq(w, &lin->w, prefix, e)
-                     : add_matrix(w, &lin->w, arena_printf(a, "%s.weight", prefix), e);
+        bool ints = w->integers && lin->w.type == DT_QMAT;
+        int rc = ints ? (w->integers == INTEGERS_CT ? add_ct : add_gptq)(w, &lin->w, prefix, e)
+                      : add_matrix(w, &lin->w, arena_printf(a, "%s.weight", prefix), e);
         if (rc || (bias && add_vector(w, lin->b, lin->w.dim[0], arena_printf(a, "%s.bias", prefix), e)))
             return -1;
     }
@@ -241,7 +253,7 @@ static int write_integers(const struct item *it, bool v1, struct st_writer *w, s
     void *buf = mem_zalloc(bytes, 1);
     if (!buf)
         return err_nomem(e, it->name, bytes);
-    int rc = gptq_pack(it, v1, buf, e) || st_writer_data(w, out, buf, bytes, e) || step(p, bytes, e) ? -1 : 0;
+    int rc = (it->kind >= ITEM_CT_PACKED ? ct_pack(it, buf, e) : gptq_pack(it, v1, buf, e)) || st_writer_data(w, out, buf, bytes, e) || step(p, bytes, e) ? -1 : 0;
     mem_free(buf);
     return rc;
 }
@@ -368,14 +380,15 @@ static const char *qmat_differs(const struct tensor *t, const struct qmat *b)
     return NULL;
 }
 
-static int verify_gptq(const struct item *it, const struct checkpoint *c, struct progress *p, struct err *e)
+static int verify_integers(const struct item *it, const struct checkpoint *c, struct progress *p, struct err *e)
 {
     struct arena a;
     struct qmat q;
     char prefix[256];
-    snprintf(prefix, sizeof prefix, "%.*s", (int)(strlen(it->name) - strlen(".qweight")), it->name);
+    bool ct = it->kind == ITEM_CT_PACKED;
+    snprintf(prefix, sizeof prefix, "%.*s", (int)(strlen(it->name) - strlen(ct ? ".weight_packed" : ".qweight")), it->name);
     arena_init(&a);
-    int rc = checkpoint_gptq(c, prefix, it->t->q->n_out, it->t->q->n_in, &a, &q, e);
+    int rc = (ct ? checkpoint_ct : checkpoint_gptq)(c, prefix, it->t->q->n_out, it->t->q->n_in, &a, &q, e);
     const char *what = rc > 0 ? qmat_differs(it->t, &q) : NULL;
     if (rc == 0)
         rc = err_set(e, ERR_IO, "%s: tensor %s is missing after writing", c->path, it->name);
@@ -401,8 +414,8 @@ int weights_verify(const struct weights *w, const char *dir, const struct log *l
         const struct item *it = &w->items[i];
         if (it->kind <= ITEM_VECTOR)
             rc = verify_floats(it, c, &p, e);
-        else if (it->kind == ITEM_QWEIGHT) /* its three companions with it */
-            rc = verify_gptq(it, c, &p, e);
+        else if (it->kind == ITEM_QWEIGHT || it->kind == ITEM_CT_PACKED) /* its companions with it */
+            rc = verify_integers(it, c, &p, e);
         else
             rc = step(&p, item_bytes(it), e);
     }

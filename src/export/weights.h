@@ -5,7 +5,12 @@
 
 #include "export/export.h"
 
-enum item_kind { ITEM_TENSOR, ITEM_VECTOR, ITEM_QWEIGHT, ITEM_QZEROS, ITEM_SCALES, ITEM_G_IDX };
+enum item_kind {
+    ITEM_TENSOR, ITEM_VECTOR,
+    ITEM_QWEIGHT, ITEM_QZEROS, ITEM_SCALES, ITEM_G_IDX,              /* GPTQ */
+    ITEM_CT_PACKED, ITEM_CT_SCALE, ITEM_CT_ZERO, ITEM_CT_SHAPE, ITEM_CT_G_IDX, /* compressed-tensors */
+};
+enum integers { INTEGERS_NONE, INTEGERS_GPTQ, INTEGERS_CT };
 
 struct item {
     enum item_kind kind;
@@ -28,7 +33,7 @@ struct weights {
     struct item *items;
     size_t n, cap;
     enum st_dtype dtype; /* of what is not integers: ST_F32 or ST_F16 (values must fit exactly) */
-    bool integers;       /* DT_QMAT as GPTQ tensors, else dequantized */
+    enum integers integers; /* how DT_QMAT is stored; none: dequantized */
     bool v1;
     struct export_biases biases;
     int n_shards;
@@ -43,8 +48,10 @@ int weights_write(const struct weights *w, const char *dir, const struct log *lo
 /* Opens dir as a checkpoint and compares. */
 int weights_verify(const struct weights *w, const char *dir, const struct log *log, struct err *e);
 
-/* The four integer tensors of a linear as GPTQ stores them, into out; sizes as item's shape. export_gptq.c */
+/* The integer tensors of a linear as GPTQ or compressed-tensors stores them, into out (cleared); sizes as item's shape.
+ * export_gptq.c, export_ct.c */
 int gptq_pack(const struct item *it, bool v1, void *out, struct err *e);
+int ct_pack(const struct item *it, void *out, struct err *e);
 
 /* "<dir>/<name>" with the object, indented. */
 int json_write(const char *dir, const char *name, const json_t *o, struct err *e);

@@ -30,7 +30,7 @@ struct checkpoint {
     /* GGUF only */
     struct gguf gguf;
     const struct tensor **gguf_sorted; /* gguf.tensors by name */
-    /* float tensors and the integer tensors of GPTQ folders, sorted by name */
+    /* float tensors and the integer tensors of quantized folders, sorted by name */
     struct st_entry *entries;  /* HF */
     size_t n_entries;
     uint64_t data_bytes;       /* of all tensors on disk */
@@ -51,5 +51,9 @@ int checkpoint_file(const struct checkpoint *c, const char *name, char **text, s
  * given as true zeros: (stored + 1) mod 2^bits. */
 int checkpoint_gptq(const struct checkpoint *c, const char *prefix, int64_t n_out, int64_t n_in,
                     struct arena *a, struct qmat *q, struct err *e);
+/* The same for a linear of a compressed-tensors folder (pack-quantized): weight_packed, weight_scale, weight_zero_point,
+ * weight_shape, weight_g_idx. 0: no weight_packed there. */
+int checkpoint_ct(const struct checkpoint *c, const char *prefix, int64_t n_out, int64_t n_in,
+                  struct arena *a, struct qmat *q, struct err *e);
 
 #endif

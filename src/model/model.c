@@ -99,13 +99,15 @@ static int load_vector(struct loader *l, const char *name, int64_t n, bool optio
     return 0;
 }
 
-/* A GPTQ folder keeps codes where a float one keeps <prefix>.weight. 1: it was one. */
-static int load_gptq(struct loader *l, const char *prefix, int64_t rows, int64_t cols, struct tensor *t)
+/* A GPTQ or compressed-tensors folder keeps codes where a float one keeps <prefix>.weight. 1: it was one. */
+static int load_integers(struct loader *l, const char *prefix, int64_t rows, int64_t cols, struct tensor *t)
 {
     struct qmat *q = arena_zalloc(&l->m->arena, 1, sizeof *q);
     if (!q)
         return err_nomem(l->e, prefix, sizeof *q);
     int found = checkpoint_gptq(l->m->ck, prefix, rows, cols, &l->m->arena, q, l->e);
+    if (!found)
+        found = checkpoint_ct(l->m->ck, prefix, rows, cols, &l->m->arena, q, l->e);
     if (found <= 0)
         return found;
     *t = (struct tensor){ .name = prefix, .type = DT_QMAT, .n_dims = 2, .dim = { rows, cols, 1, 1 }, .q = q };
@@ -127,7 +129,7 @@ static int load_linear(struct loader *l, int64_t layer, enum role r, struct line
     const char *name = layer_name(l, layer, hf, gguf, "");
     if (!name)
         return -1;
-    int quantized = l->gguf ? 0 : load_gptq(l, name, rows, cols, &lin->w);
+    int quantized = l->gguf ? 0 : load_integers(l, name, rows, cols, &lin->w);
     if (quantized < 0)
         return -1;
     if (!quantized) {
@@ -260,9 +262,9 @@ static int read_config(struct loader *l)
     const char *method = "none";
     if (quant && config_string(quant, "quant_method", &method, l->e))
         return -1;
-    if (quant && strcmp(method, "gptq"))
+    if (quant && strcmp(method, "gptq") && strcmp(method, "compressed-tensors"))
         return err_set(l->e, ERR_UNSUPPORTED, "quantization_config.quant_method %s is not supported (expected "
-                       "gptq)", method);
+                       "gptq or compressed-tensors)", method);
     l->f = family_by_hf(m->config, l->e);
     if (!l->f || l->f->hparams(m->config, &m->hp, l->e))
         return -1;
