@@ -11,11 +11,11 @@ CC      ?= cc
 VERSION := 0.1.0
 SOVERSION := 0
 
-PKGS := openblas lapacke jansson libpcre2-8 libutf8proc
+PKGS := openblas lapacke jansson libpcre2-8 libutf8proc nettle
 ifneq ($(filter clean uninstall check-layers,$(MAKECMDGOALS)),)
 else
 ifneq ($(shell pkg-config --exists $(PKGS) && echo yes),yes)
-$(error missing libraries: pkg-config does not find all of: $(PKGS). On Debian: apt-get install libopenblas-dev liblapacke-dev libjansson-dev libpcre2-dev libutf8proc-dev libcmocka-dev pkg-config, or run ./test.sh)
+$(error missing libraries: pkg-config does not find all of: $(PKGS). On Debian: apt-get install libopenblas-dev liblapacke-dev libjansson-dev libpcre2-dev libutf8proc-dev nettle-dev libcmocka-dev pkg-config, or run ./test.sh)
 endif
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS))
 PKG_LIBS   := $(shell pkg-config --libs $(PKGS))

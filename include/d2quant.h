@@ -107,14 +107,17 @@ D2Q_API int d2q_quantize(d2q_model *m, const d2q_quantize_options *o, char **jso
 typedef struct d2q_export_options {
     int drop_corrections; /* leave out what the format cannot carry, with a warning */
     int as_llama;         /* call a Mistral or Qwen2 model Llama, whose config has biases for gate and up */
+    uint64_t shard_bytes; /* largest weight file; 0: 5 GB for folders, one file for GGUF */
+    const char *command;  /* the command line, for the model card; NULL: no card */
     const char *meta;     /* JSON object for the output's metadata (how it was made), or NULL */
     d2q_log_fn log;
     void *log_ud;
 } d2q_export_options;
 
 /* Can this format carry the model once quantized with o (NULL: as it is)? For asking before hours of work. */
+/* JSON (NULL allowed): {"format", "loads": [{"runtime", "loads", "condition", "how", "source", "run_here"}]}. */
 D2Q_API int d2q_export_check(d2q_model *m, const char *format, const d2q_quantize_options *q,
-                             const d2q_export_options *o, d2q_error *err);
+                             const d2q_export_options *o, char **json, d2q_error *err);
 /* path: a folder, or for format gguf a file. Written under a temporary name, read back, compared bit for bit, then renamed to path. JSON: {"format", "path", "bytes",
  * "loads"}. */
 D2Q_API int d2q_export(d2q_model *m, const char *format, const char *path, const d2q_export_options *o, char **json,

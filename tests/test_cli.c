@@ -79,7 +79,7 @@ static json_t *json_of(const struct output *o, const char *const *keys)
     json_t *j = json_loads(o->out, 0, &je); /* refuses anything after the object */
     if (!json_is_object(j))
         fail_msg("stdout is not one JSON object (%s): %s", je.text, tail(o->out));
-    for (; *keys; keys++)
+    for (; keys && *keys; keys++)
         if (!json_object_get(j, *keys))
             fail_msg("key %s is missing in %s", *keys, tail(o->out));
     return j;
@@ -279,6 +279,65 @@ static void test_gguf(void **state)
     assert_false(file_exists(scratch_path(dir, "no.gguf")));
 }
 
+/* GPTQ to GGUF, compressed-tensors and back: the codes stay, so the model says the same to the last digit. */
+static void test_convert(void **state)
+{
+    static const char *const keys[] = { "format", "path", "bytes", "loads", "seconds", "peak_rss_bytes", "version", NULL };
+    static const char *const steps[][2] = { { "conv/gptq", "conv.gguf" }, { "conv/gptq", "conv_ct --format ct" }, { "conv_ct", "conv2.gguf" } };
+    (void)state;
+    json_decref(json_of(d2q("quantize " LLAMA " -o %s/conv --format gptq --format hf --bits 3 --grid sym --json" SMALL, dir), quantize_keys));
+    json_t *j = json_of(d2q("eval %s/conv/hf --ppl " TEXT " --ctx 64 --json", dir), eval_keys);
+    double want = number(j, "ppl");
+    json_decref(j);
+    for (int i = 0; i < 3; i++) {
+        j = json_of(d2q("convert %s/%s -o %s/%s --json", dir, steps[i][0], dir, steps[i][1]), keys);
+        assert_true(json_array_size(json_object_get(j, "loads")) > 0);
+        json_t *e = json_of(d2q("eval %s --ppl " TEXT " --ctx 64 --json", json_string_value(json_object_get(j, "path"))), eval_keys);
+        assert_true(number(e, "ppl") == want);
+        json_decref(e);
+        json_decref(j);
+    }
+    expect_status(d2q("convert %s/conv/hf -o %s/no", dir, dir), 1);
+    expect_text(last.err, "no quantized matrix");
+    expect_status(d2q("convert %s/conv/gptq", dir), 2);
+    expect_status(d2q("convert %s/conv/gptq -o %s/x --shard-size 3potatoes", dir, dir), 2);
+    expect_text(last.err, "a size such as 500MiB or 4GB");
+    expect_status(d2q("convert %s/conv/gptq -o %s/shards --format gptq --shard-size 50KB", dir, dir), 0);
+    assert_true(file_exists(scratch_path(dir, "shards/model.safetensors.index.json")));
+    j = json_of(d2q("eval %s/shards --ppl " TEXT " --ctx 64 --json", dir), eval_keys);
+    assert_true(number(j, "ppl") == want);
+    json_decref(j);
+}
+
+/* The card says how to make it again and what from; the list of runtimes says what is so. */
+static void test_card_and_loads(void **state)
+{
+    char *text;
+    size_t n;
+    struct err e;
+    (void)state;
+    expect_status(d2q("quantize " LLAMA " -o %s/card.gguf --grid q4_0 --keep 'model.embed_tokens=q8_0' --method rtn", dir), 0);
+    expect_text(last.out, "loads in     llama.cpp: any since 2023");
+    expect_text(last.err, "plan: 14 matrices (14 q4_0)");
+    assert_int_equal(file_read(scratch_path(dir, "card.md"), 1 << 20, &text, &n, &e), 0);
+    expect_text(text, "--keep model.embed_tokens=q8_0 --method rtn");
+    expect_text(text, "base_model: llama");
+    expect_text(text, "| weights | `model.safetensors` | `");
+    expect_text(text, "| grid | `q4_0` |");
+    mem_free(text);
+    json_t *j = json_of(d2q("inspect %s/card.gguf --json", dir), NULL);
+    const json_t *first = json_array_get(json_object_get(j, "tensors"), 0);
+    assert_string_equal(json_string_value(json_object_get(first, "type")), "q8_0");
+    json_decref(j);
+    expect_status(d2q("quantize " LLAMA " -o %s/card2 --bits 2 --dry-run" SMALL, dir), 0);
+    expect_text(last.out, "not in       vLLM (Marlin): 4 or 8 bits only");
+    expect_text(last.out, "[from source, not run]");
+    expect_status(d2q("quantize " LLAMA " -o %s/card3 --keep lm_head --dry-run", dir), 2);
+    expect_text(last.err, "expected PATTERN=TYPE");
+    expect_status(d2q("quantize " LLAMA " -o %s/card3 --keep 'lm_head=q6_k' --method rtn", dir), 1);
+    expect_text(last.err, "embeddings and head are stored as f16");
+}
+
 static void test_dry_run(void **state)
 {
     static const char *const keys[] = { "tensors", "bpw", "bytes", "peak_bytes", "estimated_seconds", "disk_bytes",
@@ -439,6 +498,8 @@ int main(void)
         cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_formats),
         cmocka_unit_test(test_gguf),
+        cmocka_unit_test(test_convert),
+        cmocka_unit_test(test_card_and_loads),
         cmocka_unit_test(test_dry_run),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_calib),

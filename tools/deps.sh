@@ -4,7 +4,7 @@
 deps_missing_libs() { # "pkg-config name:Debian package"
     local pair
     for pair in openblas:libopenblas-dev lapacke:liblapacke-dev jansson:libjansson-dev libpcre2-8:libpcre2-dev \
-        libutf8proc:libutf8proc-dev cmocka:libcmocka-dev; do
+        libutf8proc:libutf8proc-dev nettle:nettle-dev cmocka:libcmocka-dev; do
         pkg-config --exists "${pair%%:*}" 2>/dev/null || echo "${pair#*:}"
     done
 }

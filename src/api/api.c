@@ -74,8 +74,7 @@ char *d2q_list(const char *table)
                 json_array_append_new(list, json_pack("{ssss}", "name", grid_table[i].name, "help", grid_table[i].help));
     } else if (!strcmp(table, "formats")) {
         for (int i = 0; i < exporter_count; i++)
-            json_array_append_new(list, json_pack("{ssssss}", "name", exporter_table[i].name, "help", exporter_table[i].help,
-                                                  "loads", exporter_table[i].loads));
+            json_array_append_new(list, json_pack("{ssss}", "name", exporter_table[i].name, "help", exporter_table[i].help));
     } else if (!strcmp(table, "families")) {
 #define FAMILY(n) json_array_append_new(list, json_pack("{ssss}", "name", #n, "help", family_by_name(#n)->hf_arch));
 #include "model/families.def"

@@ -5,6 +5,8 @@
 #include "api/api.h"
 #include "backend/backend.h"
 #include "base/par.h"
+#include "export/card.h"
+#include "export/loads.h"
 #include "run/session.h"
 
 void d2q_quantize_options_init(d2q_quantize_options *o)
@@ -287,7 +289,7 @@ static int plan_export(const struct model *m, const struct quant_options *o, str
 }
 
 int d2q_export_check(d2q_model *dm, const char *format, const d2q_quantize_options *q, const d2q_export_options *in,
-                     d2q_error *err)
+                     char **json, d2q_error *err)
 {
     struct err e;
     struct quant_options qo;
@@ -298,8 +300,35 @@ int d2q_export_check(d2q_model *dm, const char *format, const d2q_quantize_optio
         return api_fail(err, &e);
     arena_init(&a);
     int rc = (q && plan_export(dm->m, &qo, &a, &plan, &e)) || export_check(dm->m, format, &o, q ? &plan : NULL, &e);
+    json_t *list = rc || !json ? NULL : loads_list(dm->m, format, &o, q ? &plan : NULL);
     arena_release(&a);
-    return rc ? api_fail(err, &e) : 0;
+    if (rc)
+        return api_fail(err, &e);
+    return json ? api_json(json_pack("{ssso}", "format", format, "loads", list), json, err) : 0;
+}
+
+/* Of the quantized matrices as they are; 0: none is. */
+static double bits_per_weight(const struct model *m)
+{
+    double bits = 0, n = 0;
+    for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
+        const struct tensor *t = &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w;
+        double k = (double)tensor_count(t);
+        bits += t->type == DT_QMAT ? k * qmat_bpw(t->q)
+                                   : k * 8 * dtype_table[t->type].block_bytes / dtype_table[t->type].block_len;
+        n += k;
+    }
+    return n > 0 ? bits / n : 0;
+}
+
+/* README.md in a folder, beside a file NAME.md for NAME.gguf. */
+static int write_card(const struct card *c, const char *path, bool file, struct err *e)
+{
+    char to[4096];
+    size_t n = strlen(path), end = file && n > 5 && !strcmp(path + n - 5, ".gguf") ? n - 5 : n;
+    if ((size_t)snprintf(to, sizeof to, file ? "%.*s.md" : "%.*s/README.md", (int)end, path) >= sizeof to)
+        return err_set(e, ERR_USAGE, "%s: path is too long", path);
+    return card_write(c, to, e);
 }
 
 int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_export_options *in, char **json, d2q_error *err)
@@ -307,7 +336,8 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
     struct err e;
     struct reporter rep = { in ? in->log : NULL, in ? in->log_ud : NULL };
     struct log log = { api_log, &rep };
-    struct export_options o = { .drop_corrections = in && in->drop_corrections, .as_llama = in && in->as_llama };
+    struct export_options o = { .drop_corrections = in && in->drop_corrections, .as_llama = in && in->as_llama,
+                                .shard_bytes = in ? in->shard_bytes : 0 };
     const struct exporter *x = exporter_by_name(format, &e);
     uint64_t bytes = 0;
     if (!x)
@@ -315,9 +345,16 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
     json_t *meta = in && in->meta ? json_loads(in->meta, 0, NULL) : NULL;
     o.meta = meta;
     int rc = export_model(dm->m, format, path, &o, &log, &bytes, &e);
+    json_t *loads = rc ? NULL : loads_list(dm->m, format, &o, NULL);
+    if (!rc && in && in->command) {
+        struct card c = { dm->m, format, in->command, meta, loads, bits_per_weight(dm->m), bytes };
+        rc = write_card(&c, path, x->file, &e);
+    }
     json_decref(meta);
-    if (rc)
+    if (rc) {
+        json_decref(loads);
         return api_fail(err, &e);
-    return api_json(json_pack("{sssssIss}", "format", format, "path", path, "bytes", (json_int_t)bytes, "loads", x->loads), json,
+    }
+    return api_json(json_pack("{sssssIso}", "format", format, "path", path, "bytes", (json_int_t)bytes, "loads", loads), json,
                     err);
 }

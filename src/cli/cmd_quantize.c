@@ -49,6 +49,7 @@ const struct opt cmd_quantize_opts[] = {
     { "drop-corrections", 0, OPT_FLAG, AT(x.drop_corrections), NULL, NULL, 0, 0,
       "leave out what the format cannot carry, with a warning", NULL },
     { "as-llama", 0, OPT_FLAG, AT(x.as_llama), NULL, NULL, 0, 0, "write Mistral, Qwen2 as Llama, which carries DAC", NULL },
+    { "shard-size", 0, OPT_SIZE, AT(x.shard_bytes), "SIZE", NULL, 0, 0, "largest weight file (4GB, 500MiB)", "5GB for folders, one GGUF file" },
     { "dry-run", 0, OPT_FLAG, AT(dry_run), NULL, NULL, 0, 0, "print the plan and stop", NULL },
     { 0 },
 };
@@ -123,6 +124,19 @@ static double disk_free(const char *out)
     return (double)v.f_bavail * (double)v.f_frsize;
 }
 
+/* What each format says of the model to be: 0, or the exit status after showing why one refuses. */
+static int ask_formats(d2q_model *m, struct args *a, json_t *outputs)
+{
+    for (int i = 0; i < a->formats.n; i++) {
+        char *text = NULL;
+        d2q_error e;
+        if (d2q_export_check(m, a->formats.v[i], &a->q, &a->x, &text, &e))
+            return show_error(&e);
+        json_array_append_new(outputs, show_parse(text));
+    }
+    return 0;
+}
+
 /* The plan with what the command knows besides. NULL: *rc is the exit status, an error was shown. */
 static json_t *make_plan(const struct opt_spec *spec, d2q_model *m, struct args *a, int *rc)
 {
@@ -132,36 +146,59 @@ static json_t *make_plan(const struct opt_spec *spec, d2q_model *m, struct args 
         *rc = e.code == D2Q_ERR_USAGE ? opt_usage(spec->command, "%s", e.message) : show_error(&e);
         return NULL;
     }
-    json_t *plan = show_parse(text);
+    json_t *plan = show_parse(text), *outputs = json_array();
     *rc = EXIT_FAILED;
-    for (int i = 0; plan && i < a->formats.n; i++)
-        if (d2q_export_check(m, a->formats.v[i], &a->q, &a->x, &e)) {
-            *rc = show_error(&e);
-            json_decref(plan);
-            return NULL;
-        }
-    if (!plan)
+    if (!plan || json_object_set_new(plan, "outputs", outputs))
         return NULL;
+    int refused = ask_formats(m, a, outputs);
     double free = disk_free(a->out), need = 0;
     for (int i = 0; i < a->formats.n; i++) /* hf holds every weight as F32 */
         need += strcmp(a->formats.v[i], "hf") ? show_num(plan, "bytes") : 4 * show_num(plan, "parameters");
     json_object_set_new(plan, "disk_bytes", json_real(need));
     json_object_set_new(plan, "disk_free_bytes", json_real(free));
-    if (a->dry_run || free < 0 || need <= free)
+    if (!refused && (a->dry_run || free < 0 || need <= free))
         return plan;
-    fprintf(stderr, "d2q: error: %s: the disk has %.0f bytes free, the output needs %.0f\n", a->out, free, need);
+    if (refused)
+        *rc = refused;
+    else
+        fprintf(stderr, "d2q: error: %s: the disk has %.0f bytes free, the output needs %.0f\n", a->out, free, need);
     json_decref(plan);
     return NULL;
 }
 
+/* "168 q2_0, 28 q2_k" */
+static void count_types(const json_t *tensors, char *out, size_t cap)
+{
+    json_t *counts = json_object(), *t, *n;
+    const char *type;
+    size_t i, at = 0;
+    json_array_foreach(tensors, i, t) {
+        type = show_str(t, "type");
+        json_object_set_new(counts, type, json_integer(json_integer_value(json_object_get(counts, type)) + 1));
+    }
+    *out = '\0';
+    json_object_foreach(counts, type, n) {
+        int k = snprintf(out + at, cap - at, "%s%lld %s", at ? ", " : "", (long long)json_integer_value(n), type);
+        at = k < 0 || at + (size_t)k >= cap ? cap - 1 : at + (size_t)k;
+    }
+    json_decref(counts);
+}
+
 static void plan_line(const json_t *plan, FILE *f)
 {
-    char out[24], memory[24], time[24];
+    char out[24], memory[24], time[24], types[256];
+    count_types(json_object_get(plan, "tensors"), types, sizeof types);
     show_bytes(show_num(plan, "disk_bytes"), out, sizeof out);
     show_bytes(show_num(plan, "peak_bytes"), memory, sizeof memory);
     show_seconds(show_num(plan, "estimated_seconds"), time, sizeof time);
-    fprintf(f, "plan: %zu matrices at %.3f bits a weight, output %s, peak memory %s, about %s\n",
-            json_array_size(json_object_get(plan, "tensors")), show_num(plan, "bpw"), out, memory, time);
+    fprintf(f, "plan: %zu matrices (%s) at %.3f bits a weight, output %s, peak memory %s, about %s\n",
+            json_array_size(json_object_get(plan, "tensors")), types, show_num(plan, "bpw"), out, memory, time);
+    const json_t *o;
+    size_t i;
+    json_array_foreach(json_object_get(plan, "outputs"), i, o) {
+        fprintf(f, "format %s\n", show_str(o, "format"));
+        show_loads(json_object_get(o, "loads"), f);
+    }
 }
 
 static int print_plan(const json_t *plan)
@@ -228,14 +265,16 @@ static int print_result(const json_t *r, const json_t *plan)
     show_bytes(show_num(r, "peak_rss_bytes"), memory, sizeof memory);
     show_bytes(show_num(plan, "peak_bytes"), planned, sizeof planned);
     show_seconds(show_num(r, "seconds"), time, sizeof time);
-    printf("quantized    %zu matrices, %s, %.0f bits, group %.0f, %s\n", json_array_size(json_object_get(r, "tensors")),
-           show_str(o, "method"), show_num(o, "bits"), show_num(o, "group"), show_str(o, "grid"));
+    char types[256];
+    count_types(json_object_get(r, "tensors"), types, sizeof types);
+    printf("quantized    %zu matrices by %s: %s\n", json_array_size(json_object_get(r, "tensors")), show_str(o, "method"), types);
     printf("bits/weight  %.3f\n", show_num(r, "bpw"));
     json_array_foreach(json_object_get(r, "outputs"), i, out)
     {
         show_bytes(show_num(out, "bytes"), after, sizeof after);
         printf("size         %s -> %s\n", before, after);
-        printf("written      %s (%s)\nloads in     %s\n", show_str(out, "path"), show_str(out, "format"), show_str(out, "loads"));
+        printf("written      %s (%s)\n", show_str(out, "path"), show_str(out, "format"));
+        show_loads(json_object_get(out, "loads"), stdout);
     }
     printf("peak memory  %s (planned %s)\ntime         %s: forward %.1f s, statistics %.1f s, solving %.1f s\n", memory, planned,
            time, show_num(r, "seconds_forward"), show_num(r, "seconds_stats"), show_num(r, "seconds_solve"));
@@ -286,6 +325,8 @@ int cmd_quantize(const struct opt_spec *spec, int argc, char **argv)
     d2q_model *m = d2q_open(a.c.model, &e);
     if (!m)
         return show_error(&e);
+    char *command = show_command(spec->command, argc, argv);
+    a.x.command = command;
     json_t *plan = make_plan(spec, m, &a, &rc);
     if (plan && a.dry_run) {
         show_common(plan, start);
@@ -296,6 +337,7 @@ int cmd_quantize(const struct opt_spec *spec, int argc, char **argv)
         rc = work(&a, m, plan, start);
     }
     json_decref(plan);
+    free(command);
     d2q_close(m);
     return rc;
 }

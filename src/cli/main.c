@@ -22,7 +22,7 @@ static int usage(void)
     printf("d2q %s: quantizes language models below 4 bits (D2Quant, GPTQ)\n\nusage: d2q COMMAND ...\n\n", d2q_version());
     for (int i = 0; i < N_COMMANDS; i++)
         printf("  %-9s %-18s %s\n", commands[i].spec.command, commands[i].spec.operands, commands[i].spec.help);
-    printf("\n  d2q COMMAND --help   a command's options\n  d2q --list           methods, formats, families, types\n"
+    printf("\n  d2q COMMAND --help   a command's options\n  d2q --list           methods, grids, formats, families, types\n"
            "  d2q --version\n\nMODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf file.\n"
            "Exit status: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted.\n");
     return show_flush();
@@ -30,7 +30,7 @@ static int usage(void)
 
 static int list(void)
 {
-    static const char *const tables[] = { "methods", "formats", "families", "types" };
+    static const char *const tables[] = { "methods", "grids", "formats", "families", "types" };
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
         json_t *rows = show_parse(d2q_list(tables[i])), *row;
         size_t k;
@@ -42,8 +42,6 @@ static int list(void)
             printf("  %-10s %s", show_str(row, "name"), show_str(row, "help"));
             if (json_object_get(row, "bpw"))
                 printf("%g bits", show_num(row, "bpw"));
-            if (*show_str(row, "loads"))
-                printf("; loads in %s", show_str(row, "loads"));
             putchar('\n');
         }
         json_decref(rows);

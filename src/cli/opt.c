@@ -160,6 +160,24 @@ static int store_integer(const struct opt_spec *s, const struct opt *o, const ch
     return -1;
 }
 
+/* "500MiB", "4GB", "4G" (1e9), "1000000" */
+static int store_size(const struct opt_spec *s, const struct opt *o, const char *value, uint64_t *at)
+{
+    static const struct { const char *name; double factor; } units[] = {
+        { "", 1 }, { "B", 1 }, { "KB", 1e3 }, { "MB", 1e6 }, { "GB", 1e9 }, { "TB", 1e12 }, { "K", 1e3 }, { "M", 1e6 }, { "G", 1e9 },
+        { "KiB", 1024 }, { "MiB", 1048576 }, { "GiB", 1073741824 }, { "TiB", 1099511627776 },
+    };
+    const char *unit = value + strspn(value, "0123456789.");
+    double num;
+    if (unit > value && !read_num(value, unit, &num))
+        for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+            if (!strcmp(unit, units[i].name) && num * units[i].factor >= 1 && num * units[i].factor < 9e18) {
+                *at = (uint64_t)(num * units[i].factor);
+                return -1;
+            }
+    return wrong(s, o, value, "a size such as 500MiB or 4GB");
+}
+
 static int store_pair(const struct opt_spec *s, const struct opt *o, const char *value, double *at)
 {
     char expected[96];
@@ -214,6 +232,8 @@ static int store(const struct opt_spec *s, const struct opt *o, const char *valu
         return -1;
     case OPT_PAIR:
         return store_pair(s, o, value, (double *)(void *)at);
+    case OPT_SIZE:
+        return store_size(s, o, value, (uint64_t *)(void *)at);
     case OPT_STRS:
         many = (struct opt_list *)(void *)at;
         if (many->n == OPT_LIST_MAX)

@@ -17,6 +17,7 @@ enum opt_type {
     OPT_STR,    /* const char * */
     OPT_ONOFF,  /* int, "on" or "off" */
     OPT_PAIR,   /* double[2], "A,B" or "off" (0,0) */
+    OPT_SIZE,   /* uint64_t bytes: "500MiB", "4GB", "1000000" */
     OPT_STRS,   /* struct opt_list; may be given several times */
 };
 

@@ -1,8 +1,10 @@
 /* show: see show.h. */
 #include "cli/show.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cli/progress.h"
 
@@ -82,4 +84,51 @@ const char *show_str(const json_t *o, const char *key)
 {
     const char *s = json_string_value(json_object_get(o, key));
     return s ? s : "";
+}
+
+void show_loads(const json_t *list, FILE *f)
+{
+    const json_t *row;
+    size_t i;
+    json_array_foreach(list, i, row) {
+        bool ok = json_is_true(json_object_get(row, "loads"));
+        const char *condition = show_str(row, "condition"), *how = show_str(row, "how");
+        fprintf(f, "%s%s", ok ? "loads in     " : "not in       ", show_str(row, "runtime"));
+        if (*condition)
+            fprintf(f, ": %s", condition);
+        if (ok)
+            fprintf(f, "; %s%s", how, json_is_true(json_object_get(row, "run_here")) ? "" : " [from source, not run]");
+        fputc('\n', f);
+    }
+}
+
+static bool plain_word(const char *s)
+{
+    return *s && s[strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=.,:/@%")] == '\0';
+}
+
+char *show_command(const char *command, int argc, char **argv)
+{
+    char *text = NULL;
+    size_t n = 0;
+    FILE *f = open_memstream(&text, &n);
+    if (!f)
+        return NULL;
+    fprintf(f, "d2q %s", command);
+    for (int i = 0; i < argc; i++) {
+        fputc(' ', f);
+        if (plain_word(argv[i])) {
+            fputs(argv[i], f);
+            continue;
+        }
+        fputc('\'', f);
+        for (const char *p = argv[i]; *p; p++)
+            fputs(*p == '\'' ? "'\\''" : (char[2]){ *p, 0 }, f);
+        fputc('\'', f);
+    }
+    if (fclose(f)) {
+        free(text);
+        return NULL;
+    }
+    return text;
 }

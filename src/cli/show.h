@@ -5,6 +5,7 @@
 #include <jansson.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "cli/opt.h"
 #include "d2quant.h"
@@ -22,6 +23,11 @@ void show_common(json_t *o, double start);
 int show_json(json_t *o);
 /* 0, or EXIT_FAILED when stdout could not be written. */
 int show_flush(void);
+
+/* One line for each runtime: where the output loads and since when, or why not. */
+void show_loads(const json_t *list, FILE *f);
+/* "d2q COMMAND ..." as it could be typed again (free); NULL: out of memory. */
+char *show_command(const char *command, int argc, char **argv);
 
 double show_num(const json_t *o, const char *key);
 const char *show_str(const json_t *o, const char *key); /* "" when absent */

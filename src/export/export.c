@@ -12,7 +12,7 @@
 #include "model/family.h"
 
 const struct exporter exporter_table[] = {
-#define EXPORTER(name, file, help, loads) { #name, help, loads, file, name##_carries, name##_write },
+#define EXPORTER(name, file, help) { #name, help, file, name##_carries, name##_write },
 #include "export/exporters.def"
 #undef EXPORTER
 };

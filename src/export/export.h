@@ -35,7 +35,6 @@ struct export_plan {
 struct exporter {
     const char *name;
     const char *help;  /* one line */
-    const char *loads; /* who loads it */
     bool file;         /* one file, not a folder */
     /* Can the format hold this model exactly? ERR_UNSUPPORTED with the reason. */
     int (*carries)(const struct model *m, const struct export_options *o, const struct export_plan *p,
@@ -45,7 +44,7 @@ struct exporter {
                  struct err *e);
 };
 
-#define EXPORTER(name, file, help, loads)                                                                                 \
+#define EXPORTER(name, file, help)                                                                                        \
     int name##_carries(const struct model *m, const struct export_options *o, const struct export_plan *p,          \
                        struct err *e);                                                                              \
     int name##_write(const struct model *m, const char *path, const struct export_options *o, const struct log *log, \

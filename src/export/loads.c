@@ -1,0 +1,145 @@
+#include "export/loads.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* What decides: gathered over the seven matrices of all blocks. */
+struct traits {
+    int bits_min, bits_max;
+    bool any, asym, act_order, ragged; /* ragged: a group does not divide the width */
+    bool odd_groups;                   /* one that GPTQModel's kernels do not list */
+    bool marlin_shape;                 /* n_out % 64, n_in % 128, group of 32, 64, 128 or a row */
+    bool types[DT_COUNT];              /* of the matrices in a GGUF file */
+    const char *family;
+    bool dropped;                      /* corrections that are left out */
+};
+
+static void add_grid(struct traits *t, const struct pack_grid *g, int64_t n_out)
+{
+    static const int64_t listed[] = { 16, 32, 64, 128, 256, 512, 1024 };
+    bool known = g->group >= g->n_in, marlin = known;
+    for (size_t i = 0; i < sizeof listed / sizeof *listed; i++)
+        known |= g->group == listed[i];
+    marlin |= g->group == 32 || g->group == 64 || g->group == 128;
+    t->bits_min = !t->any || g->bits < t->bits_min ? g->bits : t->bits_min;
+    t->bits_max = g->bits > t->bits_max ? g->bits : t->bits_max;
+    t->asym |= g->zmin != g->zmax;
+    t->ragged |= g->group < g->n_in && g->n_in % g->group;
+    t->odd_groups |= !known;
+    t->marlin_shape &= marlin && n_out % 64 == 0 && g->n_in % 128 == 0;
+    t->any = true;
+}
+
+static struct traits survey(const struct model *m, const struct export_options *o, const struct export_plan *p)
+{
+    struct traits t = { .marlin_shape = true, .family = o->as_llama ? "llama" : m->hp.family };
+    for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
+        const struct tensor *w = &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w;
+        enum dtype type = p && p->lin ? p->lin[i].type : w->type;
+        if (type == DT_QMAT) {
+            struct pack_grid g = p && p->lin ? p->lin[i].grid : pack_grid_of(w->q);
+            add_grid(&t, &g, w->dim[0]);
+            t.act_order |= !(p && p->lin) && w->q->g_idx;
+            type = pack_type(&g);
+        }
+        if (type < DT_COUNT)
+            t.types[type] = true;
+    }
+    return t;
+}
+
+/* ---- conditions: true when it loads; text: why not, or what to know ------------------ */
+
+static bool check_any(const struct traits *t, char *text, size_t n)
+{
+    (void)t;
+    snprintf(text, n, "%s", "");
+    return true;
+}
+
+static bool check_gguf(const struct traits *t, char *text, size_t n)
+{
+    const char *since = "any since 2023";
+    if (!strcmp(t->family, "qwen3"))
+        since = "since April 2025 (qwen3)";
+    if (t->types[DT_TQ2_0])
+        since = !strcmp(t->family, "qwen3") ? since : "since September 2024 (tq2_0)";
+    if (t->types[DT_Q2_0])
+        since = "since July 2026 (q2_0, PR 24448); on x86 CPUs q2_0 has no SIMD kernel and is slow";
+    snprintf(text, n, "%s", since);
+    return true;
+}
+
+static bool check_gptqmodel(const struct traits *t, char *text, size_t n)
+{
+    if (t->odd_groups)
+        snprintf(text, n, "its kernels take groups of 16, 32, 64, 128, 256, 512, 1024 or a whole row");
+    else if (t->ragged)
+        snprintf(text, n, "the group does not divide every width: its last group is short, which not every kernel takes");
+    return !t->odd_groups;
+}
+
+static bool check_vllm_marlin(const struct traits *t, char *text, size_t n)
+{
+    bool bits = t->bits_min == t->bits_max && (t->bits_min == 4 || t->bits_min == 8);
+    snprintf(text, n, "%s", !bits          ? "4 or 8 bits only"
+                            : t->asym      ? "symmetric only"
+                            : !t->marlin_shape ? "outputs must be multiples of 64, inputs of 128, groups 32, 64, 128 or a row"
+                                               : "");
+    return bits && !t->asym && t->marlin_shape;
+}
+
+static bool check_vllm_humming(const struct traits *t, char *text, size_t n)
+{
+    snprintf(text, n, "%s", t->act_order ? "no activation order" : t->ragged ? "groups must divide the widths" : "");
+    return !t->act_order && !t->ragged;
+}
+
+static bool check_ct_transformers(const struct traits *t, char *text, size_t n)
+{
+    snprintf(text, n, "%s", t->asym ? "version 0.20 does not load packed zero points: symmetric only"
+                            : t->ragged ? "groups must divide the widths" : "");
+    return !t->asym && !t->ragged;
+}
+
+static bool check_ct_vllm(const struct traits *t, char *text, size_t n)
+{
+    bool zeros = t->asym && t->bits_min != 4 && t->bits_min != 8;
+    snprintf(text, n, "%s", zeros ? "zero points at 4 and 8 bits only" : t->ragged ? "groups must divide the widths" : "");
+    return !zeros && !t->ragged;
+}
+
+static bool check_four_or_eight(const struct traits *t, char *text, size_t n)
+{
+    bool ok = t->bits_min == t->bits_max && (t->bits_min == 4 || t->bits_min == 8);
+    snprintf(text, n, "%s", ok ? "" : "4 or 8 bits only");
+    return ok;
+}
+
+static const struct row {
+    const char *format, *runtime;
+    bool (*check)(const struct traits *t, char *text, size_t n);
+    const char *how, *source;
+    bool run;
+} rows[] = {
+#define LOADS(format, runtime, check, how, source, run) { #format, runtime, check_##check, how, source, run },
+#include "export/loads.def"
+#undef LOADS
+};
+
+json_t *loads_list(const struct model *m, const char *format, const struct export_options *o, const struct export_plan *plan)
+{
+    static const struct export_options defaults;
+    struct traits t = survey(m, o ? o : &defaults, plan);
+    json_t *list = json_array();
+    const char *key = strcmp(format, "gptq_v1") ? format : "gptq";
+    for (size_t i = 0; list && i < sizeof rows / sizeof *rows; i++) {
+        char text[256] = "";
+        if (strcmp(rows[i].format, key))
+            continue;
+        bool ok = rows[i].check(&t, text, sizeof text);
+        json_array_append_new(list, json_pack("{sssbsssssssb}", "runtime", rows[i].runtime, "loads", (int)ok, "condition", text, "how",
+                                              rows[i].how, "source", rows[i].source, "run_here", (int)rows[i].run));
+    }
+    return list;
+}
