@@ -8,6 +8,7 @@
 #include "export/card.h"
 #include "export/loads.h"
 #include "run/session.h"
+#include "tensor/pack.h"
 
 void d2q_quantize_options_init(d2q_quantize_options *o)
 {
@@ -131,13 +132,26 @@ static double speed(const struct model *m)
     return best;
 }
 
+/* The type that a GGUF file would hold it in; its bytes are added, or *bytes becomes -1 when there is none. */
+static json_t *gguf_type(const struct quant_options *o, const struct tensor *w, int64_t *bytes)
+{
+    const struct pack_grid grid = { o->bits, o->group > 0 ? o->group : w->dim[1], o->sym, w->dim[1] };
+    enum dtype type = pack_type(&grid);
+    if (type == DT_COUNT || *bytes < 0) {
+        *bytes = -1;
+        return type == DT_COUNT ? json_null() : json_string(dtype_table[type].name);
+    }
+    *bytes += tensor_bytes(type, w->dim[0], w->dim[1], w->name, NULL);
+    return json_string(dtype_table[type].name);
+}
+
 int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_error *err)
 {
     struct model *m = dm->m;
     struct quant_options o;
     struct quant_plan p;
     struct err e;
-    int64_t tokens = 0, longest = 0;
+    int64_t tokens = 0, longest = 0, packed = 0;
     double t0 = log_now(), params = 0;
     uint64_t base = mem_peak_rss(); /* program, libraries, tokenizer: what is there already */
     if (api_quant_options(in, &o, &e) ||
@@ -155,14 +169,16 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
             grid_label(&g, type, sizeof type);
             snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)i, role_hf_name[r]);
             params += (double)tensor_count(w);
-            json_array_append_new(list, json_pack("{sssss[II]}", "name", name, "type", type, "shape", (json_int_t)w->dim[0],
-                                                  (json_int_t)w->dim[1]));
+            json_array_append_new(list, json_pack("{sssss[II]so}", "name", name, "type", type, "shape", (json_int_t)w->dim[0],
+                                                  (json_int_t)w->dim[1], "gguf", gguf_type(&o, w, &packed)));
         }
     json_object_set_new(root, "options", options_json(in, &o));
     json_object_update_new(root, json_pack("{sfsIsIsIsIsfso}", "bpw", p.bpw, "bytes", (json_int_t)p.output_bytes,
                                            "quantized_bytes", (json_int_t)p.quantized_bytes, "kept_bytes",
                                            (json_int_t)p.kept_bytes, "peak_bytes", (json_int_t)p.peak_bytes, "flops", p.flops,
                                            "tensors", list));
+    if (packed >= 0) /* else GGUF does not carry the grid */
+        json_object_set_new(root, "gguf_bytes", json_integer((json_int_t)packed + (json_int_t)p.kept_bytes));
     params += (double)tensor_count(&m->tok_embd) * (m->hp.tied ? 1 : 2);
     double rate = speed(m);
     json_object_set_new(root, "parameters", json_real(params));

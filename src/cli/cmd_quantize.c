@@ -153,7 +153,9 @@ static json_t *make_plan(const struct opt_spec *spec, d2q_model *m, struct args 
     int refused = ask_formats(m, a, outputs);
     double free = disk_free(a->out), need = 0;
     for (int i = 0; i < a->formats.n; i++) /* hf holds every weight as F32 */
-        need += strcmp(a->formats.v[i], "hf") ? show_num(plan, "bytes") : 4 * show_num(plan, "parameters");
+        need += !strcmp(a->formats.v[i], "hf")     ? 4 * show_num(plan, "parameters")
+                : !strcmp(a->formats.v[i], "gguf") ? show_num(plan, "gguf_bytes")
+                                                   : show_num(plan, "bytes");
     json_object_set_new(plan, "disk_bytes", json_real(need));
     json_object_set_new(plan, "disk_free_bytes", json_real(free));
     if (!refused && (a->dry_run || free < 0 || need <= free))
@@ -201,16 +203,20 @@ static void plan_line(const json_t *plan, FILE *f)
     }
 }
 
-static int print_plan(const json_t *plan)
+static int print_plan(const json_t *plan, const struct args *a)
 {
     const json_t *list = json_object_get(plan, "tensors"), *t;
+    bool gguf = false;
+    for (int k = 0; k < a->formats.n; k++)
+        gguf |= !strcmp(a->formats.v[k], "gguf");
     char free[24];
     size_t i;
     json_array_foreach(list, i, t)
     {
         const json_t *shape = json_object_get(t, "shape");
-        printf("%-44s %-14s %lld x %lld\n", show_str(t, "name"), show_str(t, "type"),
-               (long long)json_integer_value(json_array_get(shape, 0)), (long long)json_integer_value(json_array_get(shape, 1)));
+        printf("%-44s %-14s %lld x %lld%s%s\n", show_str(t, "name"), show_str(t, "type"),
+               (long long)json_integer_value(json_array_get(shape, 0)), (long long)json_integer_value(json_array_get(shape, 1)),
+               gguf ? ", in GGUF " : "", gguf ? show_str(t, "gguf") : "");
     }
     plan_line(plan, stdout);
     show_bytes(show_num(plan, "disk_free_bytes"), free, sizeof free);
@@ -330,7 +336,7 @@ int cmd_quantize(const struct opt_spec *spec, int argc, char **argv)
     json_t *plan = make_plan(spec, m, &a, &rc);
     if (plan && a.dry_run) {
         show_common(plan, start);
-        rc = a.c.json ? show_json(json_incref(plan)) : print_plan(plan);
+        rc = a.c.json ? show_json(json_incref(plan)) : print_plan(plan, &a);
     } else if (plan) {
         if (!a.c.quiet)
             plan_line(plan, stderr);
