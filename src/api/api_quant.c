@@ -133,10 +133,13 @@ static double speed(const struct model *m)
 }
 
 /* The type that a GGUF file would hold it in; its bytes are added, or *bytes becomes -1 when there is none. */
-static json_t *gguf_type(const struct quant_options *o, const struct tensor *w, int64_t *bytes)
+static json_t *gguf_type(const struct grid *g, const struct tensor *w, int64_t *bytes)
 {
-    const struct pack_grid grid = { o->bits, o->group > 0 ? o->group : w->dim[1], o->sym, w->dim[1] };
-    enum dtype type = pack_type(&grid);
+    enum dtype type = g->type;
+    if (type == DT_QMAT) {
+        const struct pack_grid grid = { g->bits, g->group, g->zmin, g->zmax, g->super > 0, w->dim[1] };
+        type = pack_type(&grid);
+    }
     if (type == DT_COUNT || *bytes < 0) {
         *bytes = -1;
         return type == DT_COUNT ? json_null() : json_string(dtype_table[type].name);
@@ -170,7 +173,7 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
             snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)i, role_hf_name[r]);
             params += (double)tensor_count(w);
             json_array_append_new(list, json_pack("{sssss[II]so}", "name", name, "type", type, "shape", (json_int_t)w->dim[0],
-                                                  (json_int_t)w->dim[1], "gguf", gguf_type(&o, w, &packed)));
+                                                  (json_int_t)w->dim[1], "gguf", gguf_type(&g, w, &packed)));
         }
     json_object_set_new(root, "options", options_json(in, &o));
     json_object_update_new(root, json_pack("{sfsIsIsIsIsfso}", "bpw", p.bpw, "bytes", (json_int_t)p.output_bytes,
