@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """compressed-tensors folders of d2q in the package compressed-tensors and in transformers.
 
-    python tests/interop/ct.py [--d2q build/d2q] [--model DIR]
+    python tests/interop/judge_ct.py [--d2q build/d2q] [--model DIR]
 
 Quantizes a tiny model (a fixture) to format ct at 2, 3, 4 bits, symmetric and asymmetric, by group and by row, and the same codes to
 format hf (float32). Then, for every linear: the package's own unpacking gives codes that, with its scales, are our float32 values
