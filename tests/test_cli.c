@@ -299,6 +299,13 @@ static void test_convert(void **state)
     }
     expect_status(d2q("convert %s/conv/hf -o %s/no", dir, dir), 1);
     expect_text(last.err, "no quantized matrix");
+    j = json_of(d2q("convert %s/conv/gptq -o %s/split.gguf --shard-size 50KB --json", dir, dir), keys);
+    assert_non_null(strstr(json_string_value(json_object_get(j, "path")), "/split-00001-of-0000"));
+    json_t *s = json_of(d2q("eval %s --ppl " TEXT " --ctx 64 --json", json_string_value(json_object_get(j, "path"))), eval_keys);
+    assert_true(number(s, "ppl") == want);
+    assert_false(file_exists(scratch_path(dir, "split.gguf")));
+    json_decref(s);
+    json_decref(j);
     expect_status(d2q("convert %s/conv/gptq", dir), 2);
     expect_status(d2q("convert %s/conv/gptq -o %s/x --shard-size 3potatoes", dir, dir), 2);
     expect_text(last.err, "a size such as 500MiB or 4GB");

@@ -374,6 +374,9 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
         json_decref(loads);
         return api_fail(err, &e);
     }
-    return api_json(json_pack("{sssssIso}", "format", format, "path", path, "bytes", (json_int_t)bytes, "loads", loads), json,
+    char opens[4096];
+    if (export_opens(path, opens, sizeof opens))
+        snprintf(opens, sizeof opens, "%s", path);
+    return api_json(json_pack("{sssssIso}", "format", format, "path", opens, "bytes", (json_int_t)bytes, "loads", loads), json,
                     err);
 }

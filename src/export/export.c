@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "export/gguf_out.h"
 #include "export/weights.h"
 #include "model/family.h"
 
@@ -251,21 +252,60 @@ static int check_file(const struct model *m, const char *path, struct err *e)
     return 0;
 }
 
+/* What a writer left under the temporary name: one file, or the parts of a split one; 0 files: nothing. */
+static int count_parts(const char *tmp)
+{
+    char name[4096];
+    if (file_exists(tmp))
+        return 1;
+    for (int n = 2; n < 100000; n++)
+        if (!gguf_part_name(tmp, 0, n, name, sizeof name) && file_exists(name))
+            return n;
+    return 0;
+}
+
+int export_opens(const char *path, char *out, size_t cap)
+{
+    int n = count_parts(path);
+    return gguf_part_name(path, 0, n > 0 ? n : 1, out, cap);
+}
+
+/* Parts get their final names last to first, so that the first, which readers open, appears when all are there. */
+static int finish_parts(const char *tmp, const char *path, int n, uint64_t *bytes, struct err *e)
+{
+    char from[4096], to[4096];
+    struct stat st;
+    *bytes = 0;
+    for (int i = n - 1; i >= 0; i--) {
+        if (gguf_part_name(tmp, i, n, from, sizeof from) || gguf_part_name(path, i, n, to, sizeof to))
+            return err_set(e, ERR_USAGE, "%s: path is too long", path);
+        if ((stat(from, &st) && err_errno(e, "%s", from)) || file_move(from, to, e))
+            return -1;
+        *bytes += (uint64_t)st.st_size;
+    }
+    return 0;
+}
+
 static int export_file(const struct exporter *x, const struct model *m, const char *path, const struct export_options *o,
                        const struct log *log, uint64_t *bytes, struct err *e)
 {
-    char tmp[4096];
-    struct stat st;
+    char tmp[4096], name[4096];
+    uint64_t total = 0;
     if ((size_t)snprintf(tmp, sizeof tmp, "%s.unverified-%ld", path, (long)getpid()) >= sizeof tmp)
         return err_set(e, ERR_USAGE, "%s: path is too long", path);
     if (check_file(m, path, e))
         return -1;
-    if (x->write(m, tmp, o, log, e) || (stat(tmp, &st) && err_errno(e, "%s", tmp)) || file_move(tmp, path, e)) {
+    int rc = x->write(m, tmp, o, log, e), n = rc ? 0 : count_parts(tmp);
+    rc = rc || finish_parts(tmp, path, n, &total, e);
+    if (rc) {
         unlink(tmp);
+        for (int i = 0, k = count_parts(tmp); k > 1 && i < k; i++)
+            if (!gguf_part_name(tmp, i, k, name, sizeof name))
+                unlink(name);
         return -1;
     }
     if (bytes)
-        *bytes = (uint64_t)st.st_size;
+        *bytes = total;
     return 0;
 }
 

@@ -17,7 +17,7 @@ struct export_options {
     bool drop_corrections; /* leave out biases of gate and up that the family has no place for, with a warning */
     bool as_llama;         /* call a Mistral or Qwen2 model Llama, whose graph it has and whose config has biases */
     const json_t *meta;    /* object or NULL: how the weights were made, for quantize_config.json */
-    uint64_t shard_bytes;  /* weights of one file; 0: 5 GB */
+    uint64_t shard_bytes;  /* weights of one file; 0: 5 GB for folders, all for gguf */
 };
 
 /* What a model that is not quantized yet is going to be. */
@@ -64,5 +64,7 @@ int export_check(const struct model *m, const char *format, const struct export_
  * the model is read from). *bytes (NULL allowed): size of all its files. o NULL: defaults. */
 int export_model(const struct model *m, const char *format, const char *out_dir, const struct export_options *o,
                  const struct log *log, uint64_t *bytes, struct err *e);
+/* What to open afterwards: path, or the first part of a split file. 0, or -1: path is too long. */
+int export_opens(const char *path, char *out, size_t cap);
 
 #endif

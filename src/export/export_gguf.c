@@ -33,7 +33,7 @@ static int add(struct gguf_out *g, struct gguf_item it, struct err *e)
 
 static int add_vector(struct gguf_out *g, const char *name, const float *v, int64_t n, int64_t perm, struct err *e)
 {
-    return v ? add(g, (struct gguf_item){ name, DT_F32, n, 0, perm, NULL, v }, e) : 0;
+    return v ? add(g, (struct gguf_item){ name, DT_F32, n, 0, perm, NULL, v, 0 }, e) : 0;
 }
 
 struct exact_job {
@@ -90,14 +90,10 @@ static int matrix_type(const struct tensor *t, enum dtype *type, struct err *e)
 
 static int add_matrix(struct gguf_out *g, const char *name, const struct tensor *t, int64_t perm, struct err *e)
 {
-    struct gguf_item it = { name, DT_F32, tensor_rows(t), tensor_cols(t), perm, t, NULL };
+    struct gguf_item it = { name, DT_F32, tensor_rows(t), tensor_cols(t), perm, t, NULL, 0 };
     if (matrix_type(t, &it.type, e))
         return -1;
-    int64_t bytes = tensor_bytes(it.type, it.rows, it.cols, t->name, e);
-    if (bytes < 0)
-        return -1;
-    g->bytes += (uint64_t)bytes;
-    return add(g, it, e);
+    return tensor_bytes(it.type, it.rows, it.cols, t->name, e) < 0 ? -1 : add(g, it, e);
 }
 
 static int add_layer(struct gguf_out *g, int64_t l, struct err *e)
@@ -271,44 +267,101 @@ static int write_vector(const struct gguf_item *it, struct gguf_writer *w, struc
     return 0;
 }
 
-static int write_file(const struct gguf_out *g, struct gguf_writer *w, const char *path, const struct log *log, struct err *e)
+/* Parts of at most shard_bytes (more where one tensor is larger). */
+static void assign_parts(struct gguf_out *g)
 {
-    struct outfile out;
-    uint64_t done = 0;
+    uint64_t fill = 0, limit = g->o->shard_bytes;
+    g->n_parts = 1;
+    g->bytes = 0;
     for (size_t i = 0; i < g->n; i++) {
-        const int64_t dim[2] = { g->items[i].rows, g->items[i].cols };
-        if (gguf_writer_tensor(w, g->items[i].name, g->items[i].type, dim[1] ? 2 : 1, dim, e))
-            return -1;
+        struct gguf_item *it = &g->items[i];
+        uint64_t bytes = it->cols ? (uint64_t)tensor_bytes(it->type, it->rows, it->cols, it->name, NULL) : 4 * (uint64_t)it->rows;
+        if (limit && fill && fill + bytes > limit) {
+            g->n_parts++;
+            fill = 0;
+        }
+        fill += bytes;
+        g->bytes += bytes;
+        it->part = g->n_parts - 1;
     }
-    if (outfile_open(&out, path, e))
-        return -1;
-    int rc = gguf_writer_begin(w, &out, e);
+}
+
+/* All metadata in the first part, in each which one it is. */
+static int put_split(const struct gguf_out *g, struct gguf_writer *w, int part, struct err *e)
+{
+    return gguf_put_int(w, "split.no", GGUF_U16, part, e) || gguf_put_int(w, "split.count", GGUF_U16, g->n_parts, e) ||
+           gguf_put_int(w, "split.tensors.count", GGUF_I32, (int64_t)g->n, e) ? -1 : 0;
+}
+
+static int write_part(const struct gguf_out *g, int part, const char *path, uint64_t *done, const struct log *log, struct err *e)
+{
+    struct gguf_writer w;
+    struct outfile out;
+    int rc = 0;
+    gguf_writer_init(&w);
+    if ((part == 0 && gguf_put_meta(g, &w, log, e)) || (g->n_parts > 1 && put_split(g, &w, part, e)))
+        rc = -1;
     for (size_t i = 0; i < g->n && !rc; i++) {
-        rc = g->items[i].t ? write_matrix(&g->items[i], w, &out, e) : write_vector(&g->items[i], w, &out, e);
-        done += w->tensors[i].size;
-        rc = rc || log_progress(log, "writing", (double)done, (double)w->data_size, e);
+        const int64_t dim[2] = { g->items[i].rows, g->items[i].cols };
+        if (g->items[i].part == part)
+            rc = gguf_writer_tensor(&w, g->items[i].name, g->items[i].type, dim[1] ? 2 : 1, dim, e);
     }
-    rc = rc || gguf_writer_end(w, &out, e);
+    rc = rc || outfile_open(&out, path, e);
+    if (rc) {
+        gguf_writer_release(&w);
+        return -1;
+    }
+    rc = gguf_writer_begin(&w, &out, e);
+    for (size_t i = 0, k = 0; i < g->n && !rc; i++) {
+        if (g->items[i].part != part)
+            continue;
+        rc = g->items[i].t ? write_matrix(&g->items[i], &w, &out, e) : write_vector(&g->items[i], &w, &out, e);
+        *done += w.tensors[k++].size;
+        rc = rc || log_progress(log, "writing", (double)*done, (double)g->bytes, e);
+    }
+    rc = rc || gguf_writer_end(&w, &out, e);
+    gguf_writer_release(&w);
     if (rc)
         outfile_abort(&out);
     return rc ? -1 : outfile_commit(&out, e);
+}
+
+int gguf_part_name(const char *path, int part, int n, char *out, size_t cap)
+{
+    size_t len = strlen(path), stem = len > 5 && !strcmp(path + len - 5, ".gguf") ? len - 5 : len;
+    int k = n == 1 ? snprintf(out, cap, "%s", path)
+                   : snprintf(out, cap, "%.*s-%05d-of-%05d.gguf", (int)stem, path, part + 1, n);
+    return k < 0 || (size_t)k >= cap ? -1 : 0;
+}
+
+static int write_files(const struct gguf_out *g, const char *path, const struct log *log, struct err *e)
+{
+    char name[4096];
+    uint64_t done = 0;
+    for (int part = 0; part < g->n_parts; part++)
+        if (gguf_part_name(path, part, g->n_parts, name, sizeof name) ? err_set(e, ERR_USAGE, "%s: path is too long", path)
+                                                                      : write_part(g, part, name, &done, log, e))
+            return -1;
+    if (gguf_part_name(path, 0, g->n_parts, name, sizeof name))
+        return err_set(e, ERR_USAGE, "%s: path is too long", path);
+    return gguf_verify(g, name, log, e);
 }
 
 int gguf_write(const struct model *m, const char *path, const struct export_options *o, const struct log *log,
                struct err *e)
 {
     struct gguf_out g;
-    struct gguf_writer w;
-    gguf_writer_init(&w);
-    int rc = init(&g, m, o, NULL, e) || plan_items(&g, e) || gguf_put_meta(&g, &w, log, e) ||
-             write_file(&g, &w, path, log, e) || gguf_verify(&g, path, log, e) ? -1 : 0;
+    int rc = init(&g, m, o, NULL, e) || plan_items(&g, e) ? -1 : 0;
+    if (!rc) {
+        assign_parts(&g);
+        rc = write_files(&g, path, log, e);
+    }
     if (!rc && g.drop_mlp_bias)
         log_warn(log, "%s: the corrections (DAC) are left out: architecture %s has no place for them", path,
                  g.family->gguf_arch);
     if (!rc && g.n_ctx < m->hp.n_ctx)
         log_warn(log, "the context length is written as %lld: llama.cpp does not apply this model's attention window, within "
                  "which nothing changes", (long long)g.n_ctx);
-    gguf_writer_release(&w);
     release(&g);
     return rc;
 }
