@@ -126,10 +126,12 @@ D2Q_API int d2q_export(d2q_model *m, const char *format, const char *path, const
 /* ---- measuring and running ---------------------------------------------------------- */
 
 typedef struct d2q_eval_options {
-    const char *text;     /* file: plain text */
-    const char *protocol; /* "gptq" or "llama" */
+    const char *text;     /* file: plain text; NULL with a stored reference: its tokens */
+    const char *protocol; /* "gptq" or "llama"; NULL: gptq, but llama with stored log probabilities */
     int64_t ctx;          /* 0: 2048 (gptq), 512 (llama) */
     int64_t chunks;       /* windows at most, 0: all */
+    const char *kl;       /* reference: a model, or a file of stored log probabilities (llama-perplexity's format) */
+    const char *save_base; /* stores the reference's log probabilities there (without kl: this model's) */
     d2q_log_fn log;
     void *log_ud;
 } d2q_eval_options;

@@ -1,41 +1,110 @@
-/* api_eval: perplexity and text. */
+/* api_eval: perplexity, divergence and text. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "api/api.h"
 #include "base/file.h"
-#include "eval/perplexity.h"
+#include "eval/kl.h"
 #include "run/session.h"
 
 #define MAX_TEXT ((size_t)1 << 30)
 
 void d2q_eval_options_init(d2q_eval_options *o)
 {
-    *o = (d2q_eval_options){ .protocol = "gptq" };
+    *o = (d2q_eval_options){ 0 };
+}
+
+/* "kl_mean" ... "dp_min": the figures of a spread. */
+static void add_spread(json_t *root, const char *prefix, const struct spread *s)
+{
+    const struct {
+        const char *name;
+        double v;
+    } row[] = { { "mean", s->mean }, { "err", s->err }, { "median", s->median }, { "min", s->min }, { "p001", s->p001 },
+                { "p01", s->p01 }, { "p05", s->p05 }, { "p10", s->p10 }, { "p25", s->p25 }, { "p75", s->p75 },
+                { "p90", s->p90 }, { "p95", s->p95 }, { "p99", s->p99 }, { "p999", s->p999 }, { "max", s->max } };
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+        char key[32];
+        snprintf(key, sizeof key, "%s_%s", prefix, row[i].name);
+        json_object_set_new(root, key, json_real(row[i].v));
+    }
+}
+
+static void add_kl(json_t *root, const struct kl_result *k, const char *reference, bool stored)
+{
+    add_spread(root, "kl", &k->kl);
+    add_spread(root, "dp", &k->dp);
+    json_object_update_new(root, json_pack("{sfsfsfsfsfsfsf}", "dp_rms", k->dp_rms, "dp_rms_err", k->dp_rms_err, "top1", k->top1,
+                                           "top1_err", k->top1_err, "nll_ref", k->nll_ref, "ppl_ref", k->ppl_ref, "ppl_ref_err",
+                                           k->ppl_ref_err));
+    json_object_update_new(root, json_pack("{sfsfsfsfsfsfsfssss}", "ln_ppl_ratio", k->ln_ratio, "ln_ppl_ratio_err",
+                                           k->ln_ratio_err, "ppl_ratio", k->ratio, "ppl_ratio_err", k->ratio_err, "ppl_diff",
+                                           k->diff, "ppl_diff_err", k->diff_err, "ln_ppl_cor", k->cor, "reference", reference,
+                                           "reference_kind", stored ? "log probabilities" : "model"));
+}
+
+/* What a call holds open; all NULL or zero at first. */
+struct eval_call {
+    char *text;
+    size_t n;
+    struct model *ref;
+    struct kl_base base;
+    struct eval_result r;
+    struct kl_result k;
+};
+
+static int run_eval(const d2q_model *dm, const d2q_eval_options *in, struct eval_call *c, struct err *e)
+{
+    struct reporter rep = { in->log, in->log_ud };
+    struct log log = { api_log, &rep };
+    struct kl_options o;
+    bool stored = in->kl && kl_base_is(in->kl);
+    memset(&o, 0, sizeof o);
+    eval_options_init(&o.e);
+    o.e.ctx = in->ctx;
+    o.e.max_windows = in->chunks;
+    const char *protocol = in->protocol ? in->protocol : stored || in->save_base ? "llama" : "gptq";
+    if (eval_protocol_by_name(protocol, &o.e.protocol, e))
+        return -1;
+    if (!in->text && !stored)
+        return err_set(e, ERR_USAGE, "no text was given to predict");
+    if (in->text && file_read(in->text, MAX_TEXT, &c->text, &c->n, e))
+        return -1;
+    if (!in->kl) {
+        o.e.save = in->save_base;
+        return eval_perplexity(dm->m, c->text, c->n, &o.e, &log, &c->r, e);
+    }
+    if (stored ? kl_base_open(&c->base, in->kl, e) : model_open(&c->ref, in->kl, e))
+        return -1;
+    o.ref = c->ref;
+    o.base = stored ? &c->base : NULL;
+    o.save = in->save_base;
+    return eval_kl(dm->m, c->text, c->n, &o, &log, &c->r, &c->k, e);
 }
 
 int d2q_eval(d2q_model *dm, const d2q_eval_options *in, char **json, d2q_error *err)
 {
     struct err e;
-    struct eval_options o;
-    struct eval_result r;
-    struct reporter rep = { in->log, in->log_ud };
-    struct log log = { api_log, &rep };
-    char *text = NULL;
-    size_t n = 0;
+    struct eval_call c;
     double t0 = log_now();
-    eval_options_init(&o);
-    o.ctx = in->ctx;
-    o.max_windows = in->chunks;
-    int rc = eval_protocol_by_name(in->protocol, &o.protocol, &e) || file_read(in->text, MAX_TEXT, &text, &n, &e) ||
-             eval_perplexity(dm->m, text, n, &o, &log, &r, &e);
-    mem_free(text);
+    memset(&c, 0, sizeof c);
+    int rc = run_eval(dm, in, &c, &e);
+    bool stored = c.base.map.data;
+    mem_free(c.text);
+    model_free(c.ref);
+    kl_base_release(&c.base);
     if (rc)
         return api_fail(err, &e);
-    json_t *root = json_pack("{sfsfsfsIsIsIssssss}", "ppl", r.ppl, "nll", r.nll, "ppl_err", r.ppl_err, "tokens",
-                             (json_int_t)r.tokens, "window", (json_int_t)r.window, "windows", (json_int_t)r.n_windows, "protocol",
-                             r.protocol, "text_rule", r.text_rule, "text", in->text);
+    const struct eval_result *r = &c.r;
+    json_t *root = json_pack("{sfsfsfsIsIsIssssss*}", "ppl", r->ppl, "nll", r->nll, "ppl_err", r->ppl_err, "tokens",
+                             (json_int_t)r->tokens, "window", (json_int_t)r->window, "windows", (json_int_t)r->n_windows,
+                             "protocol", r->protocol, "text_rule", r->text_rule, "text", in->text);
     json_object_set_new(root, "model", json_string(dm->m->ck->path));
+    if (in->kl)
+        add_kl(root, &c.k, in->kl, stored);
+    if (in->save_base)
+        json_object_set_new(root, "saved_base", json_string(in->save_base));
     api_common(root, t0);
     return api_json(root, json, err);
 }

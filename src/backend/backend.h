@@ -41,6 +41,16 @@ void op_silu_mul(const float *gate, const float *up, int64_t n, float *out);
 void op_add(float *y, const float *x, int64_t n); /* y += x */
 /* For each row of logits (n, n_vocab): log softmax at target[i], in double, into logp[i]. */
 void op_log_prob(const float *logits, int64_t n, int64_t n_vocab, const int32_t *target, double *logp);
+/* Two rows of predictions for the same token, reference and model. */
+struct kl_row {
+    double kl;                    /* sum of p_ref * (log p_ref - log p), nats */
+    double logp_ref, logp;        /* of the target */
+    int32_t top_ref, top;         /* first index of the largest */
+};
+/* For each row of logits (n, n_vocab). ref holds logits too, or with floor > -inf log probabilities, of which those at
+ * or below floor are left out. */
+void op_kl(const float *ref, const float *logits, int64_t n, int64_t n_vocab, const int32_t *target, float floor,
+           struct kl_row *out);
 /* First index of NaN or Inf in x, or -1. */
 int64_t op_find_bad(const float *x, int64_t n);
 

@@ -36,6 +36,7 @@ struct rows_job {
     int64_t n_head;
     double *logp;
     int64_t *found;
+    struct kl_row *kl;
 };
 
 static void embed_item(void *ctx, size_t item, int worker)
@@ -164,6 +165,37 @@ void op_log_prob(const float *logits, int64_t n, int64_t n_vocab, const int32_t 
     struct rows_job j = { .k = cpu_kernels(), .n = n, .dim = n_vocab, .step = rows_per_item(n_vocab), .x = logits,
                           .ids = target, .logp = logp };
     par_for(items(n, j.step), log_prob_item, &j);
+}
+
+/* log p_ref - log p = (a - b) - (lse a - lse b): the subtraction of near logits is exact, so near models are told apart. */
+static void kl_item(void *ctx, size_t item, int worker)
+{
+    (void)worker;
+    const struct rows_job *j = ctx;
+    int64_t i0 = (int64_t)item * j->step, i1 = min_i64(i0 + j->step, j->n);
+    for (int64_t i = i0; i < i1; i++) {
+        const float *a = j->x + i * j->dim, *b = j->w + i * j->dim;
+        struct kl_row *r = &j->kl[i];
+        float max_a, max_b;
+        double sum_a = j->k->sum_exp(a, j->dim, &max_a), sum_b = j->k->sum_exp(b, j->dim, &max_b);
+        double lse_b = (double)max_b + own_log(sum_b), lse_a = (double)max_a + own_log(sum_a);
+        bool logits = j->eps == -INFINITY;
+        double offset = logits ? lse_a - lse_b : -lse_b;
+        assert(j->ids[i] >= 0 && j->ids[i] < j->dim);
+        r->logp = (double)b[j->ids[i]] - lse_b;
+        r->logp_ref = (double)a[j->ids[i]] - (logits ? lse_a : 0);
+        r->kl = j->k->kl_sum(a, b, j->dim, logits ? max_a : 0, (float)offset, j->eps) / (logits ? sum_a : 1);
+        r->top_ref = (int32_t)j->k->find_value(a, j->dim, max_a);
+        r->top = (int32_t)j->k->find_value(b, j->dim, max_b);
+    }
+}
+
+void op_kl(const float *ref, const float *logits, int64_t n, int64_t n_vocab, const int32_t *target, float floor,
+           struct kl_row *out)
+{
+    struct rows_job j = { .k = cpu_kernels(), .n = n, .dim = n_vocab, .step = rows_per_item(n_vocab), .x = ref,
+                          .w = logits, .ids = target, .eps = floor, .kl = out };
+    par_for(items(n, j.step), kl_item, &j);
 }
 
 #define BAD_ITEMS 64

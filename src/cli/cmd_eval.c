@@ -1,4 +1,4 @@
-/* d2q eval: perplexity. */
+/* d2q eval: perplexity, divergence from a reference. */
 #include <stdint.h>
 #include <stdio.h>
 
@@ -14,11 +14,29 @@ struct args {
 const struct opt cmd_eval_opts[] = {
     { "ppl", 0, OPT_STR, offsetof(struct args, o.text), "FILE", NULL, 0, 0, "text to predict", NULL },
     { "protocol", 0, OPT_STR, offsetof(struct args, o.protocol), NULL, "gptq|llama", 0, 0,
-      "whole windows as papers do, or as llama-perplexity", NULL },
+      "whole windows as papers do, or as llama-perplexity", "gptq; llama with stored log probabilities" },
     { "ctx", 0, OPT_I64, offsetof(struct args, o.ctx), "N", NULL, 2, 1 << 20, "tokens in a window", "gptq 2048, llama 512" },
     { "chunks", 0, OPT_I64, offsetof(struct args, o.chunks), "N", NULL, 1, 1e9, "windows at most", "all" },
+    { "kl", 0, OPT_STR, offsetof(struct args, o.kl), "REFERENCE", NULL, 0, 0,
+      "also the divergence from this model, or from its log probabilities as --save-base or llama-perplexity stored them", NULL },
+    { "save-base", 0, OPT_STR, offsetof(struct args, o.save_base), "FILE", NULL, 0, 0,
+      "store the reference's log probabilities (without --kl: MODEL's)", NULL },
     { 0 },
 };
+
+static void print_kl(const json_t *r)
+{
+    printf("reference   %.4f +- %.4f, %s\n", show_num(r, "ppl_ref"), show_num(r, "ppl_ref_err"), show_str(r, "reference"));
+    printf("ppl ratio   %.5f +- %.5f\n", show_num(r, "ppl_ratio"), show_num(r, "ppl_ratio_err"));
+    printf("KL          mean %.6f +- %.6f, median %.6f nats\n", show_num(r, "kl_mean"), show_num(r, "kl_err"),
+           show_num(r, "kl_median"));
+    printf("            90 %% %.6f, 95 %% %.6f, 99 %% %.6f, 99.9 %% %.6f, max %.6f\n", show_num(r, "kl_p90"),
+           show_num(r, "kl_p95"), show_num(r, "kl_p99"), show_num(r, "kl_p999"), show_num(r, "kl_max"));
+    printf("same top    %.3f +- %.3f %%\n", 100 * show_num(r, "top1"), 100 * show_num(r, "top1_err"));
+    printf("dp          mean %.3f +- %.3f %%, rms %.3f +- %.3f %%, %.3f to %.3f %%\n", 100 * show_num(r, "dp_mean"),
+           100 * show_num(r, "dp_err"), 100 * show_num(r, "dp_rms"), 100 * show_num(r, "dp_rms_err"),
+           100 * show_num(r, "dp_min"), 100 * show_num(r, "dp_max"));
+}
 
 static int print(const json_t *r)
 {
@@ -29,6 +47,10 @@ static int print(const json_t *r)
     printf("nll         %.6f nats a token\n", show_num(r, "nll"));
     printf("protocol    %s, %.0f windows of %.0f tokens, %.0f scored, text %s\n", show_str(r, "protocol"),
            show_num(r, "windows"), show_num(r, "window"), show_num(r, "tokens"), show_str(r, "text_rule"));
+    if (json_object_get(r, "kl_mean"))
+        print_kl(r);
+    if (json_object_get(r, "saved_base"))
+        printf("stored      %s\n", show_str(r, "saved_base"));
     printf("time        %s, peak memory %s\n", time, memory);
     return show_flush();
 }
@@ -44,7 +66,7 @@ int cmd_eval(const struct opt_spec *spec, int argc, char **argv)
     int rc = opt_parse(spec, argc, argv, &a);
     if (rc >= 0)
         return rc;
-    if (!a.o.text)
+    if (!a.o.text && !a.o.kl)
         return opt_usage(spec->command, "--ppl FILE is missing");
     progress_init(&p, a.c.quiet);
     a.o.log = progress_log;

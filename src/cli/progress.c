@@ -64,6 +64,7 @@ static const struct unit {
 } units[] = {
     { "block", "blocks", 4 },
     { "perplexity", "windows", 1 },
+    { "divergence", "windows", 1 },
     { "calibration", "tokens", 1 },
     { "writing", "MiB", 1048576 },
     { "checking", "MiB", 1048576 },

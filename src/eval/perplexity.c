@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "backend/backend.h"
+#include "eval/kl_base.h"
 
 void eval_options_init(struct eval_options *o)
 {
@@ -26,6 +27,7 @@ struct scorer {
     const struct model *m;
     const struct windows *w;
     struct pass pass;
+    struct kl_base_writer save; /* rows NULL: not asked for */
     int32_t *ids;     /* (size) */
     double *logp;     /* (size): log p of token t at t, for the scored ones */
 };
@@ -40,7 +42,7 @@ static int score_window(struct scorer *s, int64_t i, struct err *e)
     /* the row before a token predicts it */
     for (int64_t t = w->first, n; t < w->size; t += n) {
         n = w->size - t < s->pass.tile ? w->size - t : s->pass.tile;
-        if (pass_logits(&s->pass, s->m, t - 1, n, e))
+        if (pass_logits(&s->pass, s->m, t - 1, n, e) || (s->save.rows && kl_base_add(&s->save, s->pass.logits, n, e)))
             return -1;
         op_log_prob(s->pass.logits, n, s->m->hp.n_vocab, s->ids + t, s->logp + t);
     }
@@ -89,10 +91,14 @@ int eval_perplexity(const struct model *m, const char *text, size_t n_text, cons
     int rc = s.ids && s.logp ? 0 : err_nomem(e, "a window", (size_t)w.size * 12);
     if (!rc)
         rc = pass_init(&s.pass, m, w.size, e);
-    if (!rc) {
+    if (!rc && o->save)
+        rc = kl_base_create(&s.save, o->save, &w, m->hp.n_vocab, s.pass.tile, e);
+    if (!rc)
         rc = score_all(&s, log, r, e);
-        pass_release(&s.pass);
-    }
+    if (!rc && o->save)
+        rc = kl_base_commit(&s.save, e);
+    kl_base_abort(&s.save);
+    pass_release(&s.pass);
     r->window = w.size;
     r->n_windows = w.n;
     r->protocol = w.protocol;

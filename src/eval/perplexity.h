@@ -19,6 +19,7 @@ struct eval_options {
     enum eval_rule rule;
     int64_t ctx;         /* tokens in a window; 0: 2048 (gptq), 512 (llama) */
     int64_t max_windows; /* 0: all of the text */
+    const char *save;    /* also store all predictions in this file (kl_base.h); NULL: no */
 };
 
 struct eval_result {

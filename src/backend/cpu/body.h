@@ -268,6 +268,28 @@ static double sum_exp(const float *x, int64_t n, float *max)
     return total;
 }
 
+static double kl_sum(const float *ref, const float *x, int64_t n, float shift, float offset, float floor)
+{
+    double total = 0;
+    for (int64_t b = 0; b < n; b += SUM_RUN) {
+        int64_t end = n - b < SUM_RUN ? n : b + SUM_RUN, i = b;
+        vf sum = { 0 };
+        for (; i + LANES <= end; i += LANES) {
+            vf r = load(ref + i);
+            sum += pick(r > floor, vexp(r - shift) * (r - load(x + i) - offset), splat(0));
+        }
+        if (i < end) {
+            vf r = load_part(ref + i, end - i, -INFINITY);
+            sum += pick(r > floor, vexp(r - shift) * (r - load_part(x + i, end - i, 0) - offset), splat(0));
+        }
+        float t[LANES];
+        store(t, sum);
+        for (int l = 0; l < LANES; l++)
+            total += (double)t[l];
+    }
+    return total;
+}
+
 /* ---- rotary positions ----------------------------------------------------- */
 
 INLINE vd pick_d(vl mask, vd yes, vd no)
@@ -357,6 +379,20 @@ static int64_t find_bad(const float *x, int64_t n)
     return -1;
 }
 
+static int64_t find_value(const float *x, int64_t n, float v)
+{
+    for (int64_t b = 0; b < n; b += 1024) {
+        int64_t end = n - b < 1024 ? n : b + 1024;
+        int found = 0;
+        for (int64_t i = b; i < end; i++)
+            found |= x[i] == v;
+        for (int64_t i = b; found && i < end; i++)
+            if (x[i] == v)
+                return i;
+    }
+    return -1;
+}
+
 /* ---- unpacking -------------------------------------------------------------- */
 
 INLINE uint32_t load_u16(const uint8_t *p)
@@ -396,5 +432,5 @@ static void bf16_row(const void *row, float *dst, int64_t n)
 
 const struct cpu_kernels TABLE(KERNELS_ISA) = {
     NAME(KERNELS_ISA), dots, weighted_sum, rmsnorm, rope_angles, rope, silu_mul, add,
-    exp_inplace, softmax, sum_exp, find_bad, f16_row, bf16_row,
+    exp_inplace, softmax, sum_exp, kl_sum, find_bad, find_value, f16_row, bf16_row,
 };

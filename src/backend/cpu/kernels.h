@@ -30,7 +30,10 @@ struct cpu_kernels {
     void (*softmax)(float *x, int64_t n, float scale); /* x := softmax(scale * x), scale > 0, n > 0 */
     /* *max = max x, returns sum exp(x - max); n > 0 */
     double (*sum_exp)(const float *x, int64_t n, float *max);
+    /* sum of exp(ref - shift) * (ref - x - offset) over ref > floor */
+    double (*kl_sum)(const float *ref, const float *x, int64_t n, float shift, float offset, float floor);
     int64_t (*find_bad)(const float *x, int64_t n); /* first NaN or Inf, or -1 */
+    int64_t (*find_value)(const float *x, int64_t n, float v); /* first x[i] == v, or -1 */
     /* Bit-equal to dtype_f16_to_f32 and dtype_bf16_to_f32; row need not be aligned. */
     void (*f16_row)(const void *row, float *dst, int64_t n);
     void (*bf16_row)(const void *row, float *dst, int64_t n);
