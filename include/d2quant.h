@@ -93,6 +93,8 @@ typedef struct d2q_quantize_options {
     int zero_min;         /* smallest zero point: 0, or 1 for format gptq_v1, which cannot hold 0 */
     int kept_f32;         /* what is not quantized is rounded to F16 (0) or F32 (1), or kept as it is, but F32 embeddings as
                            * F16 (2, for GGUF): what the output stores */
+    const char *work;     /* folder that keeps each finished block, so that the same call goes on after any end; NULL: none */
+    int fresh;            /* what is in it is thrown away first */
     d2q_log_fn log;
     void *log_ud;
 } d2q_quantize_options;
@@ -101,6 +103,8 @@ D2Q_API void d2q_quantize_options_init(d2q_quantize_options *o);
 /* What the run would do and take: tensors, types, bytes, memory. Nothing is changed. */
 D2Q_API int d2q_plan(d2q_model *m, const d2q_quantize_options *o, char **json, d2q_error *err);
 D2Q_API int d2q_quantize(d2q_model *m, const d2q_quantize_options *o, char **json, d2q_error *err);
+/* Deletes a work folder, once its result is written. What is not ours in it stays. */
+D2Q_API int d2q_work_remove(const char *work, d2q_error *err);
 
 /* ---- writing ---------------------------------------------------------------------- */
 

@@ -7,6 +7,7 @@
 #include "base/par.h"
 #include "export/card.h"
 #include "export/loads.h"
+#include "quant/work.h"
 #include "run/session.h"
 #include "tensor/pack.h"
 
@@ -183,6 +184,7 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
     if (packed >= 0) /* else GGUF does not carry the grid */
         json_object_set_new(root, "gguf_bytes", json_integer((json_int_t)packed + (json_int_t)p.kept_bytes));
     params += (double)tensor_count(&m->tok_embd) * (m->hp.tied ? 1 : 2);
+    json_object_set_new(root, "work_bytes", json_integer((json_int_t)work_bytes(m, &o, tokens)));
     double rate = speed(m);
     json_object_set_new(root, "parameters", json_real(params));
     json_object_set_new(root, "calib_tokens", json_integer((json_int_t)tokens));
@@ -217,20 +219,39 @@ static void on_tensor(void *ud, const struct quant_tensor *t)
     json_decref(j);
 }
 
-static int make_calib(struct model *m, const d2q_quantize_options *in, const struct log *log, struct calib *c, struct err *e)
+static int self_calib(struct model *m, const d2q_quantize_options *in, const struct work *work, const struct log *log,
+                      struct calib *c, struct err *e)
 {
-    if (strcmp(in->calib, "self")) {
-        if (calib_from_file(c, m, in->calib, in->nsamples, in->seqlen, in->seed, e))
-            return -1;
-    } else {
-        struct token_list ids = { 0 };
-        int rc = session_generate_text(m, in->nsamples, in->seqlen, in->seed, 0, log, &ids, e) ||
-                 calib_from_tokens(c, ids.ids, (int64_t)ids.n, in->nsamples, in->seqlen, in->seed, e);
-        mem_free(ids.ids);
+    struct token_list ids = { 0 };
+    int rc = work ? work_tokens_load(work, &ids.ids, &ids.n, e) : 0;
+    if (!rc)
+        rc = session_generate_text(m, in->nsamples, in->seqlen, in->seed, 0, log, &ids, e) ||
+                     (work && work_tokens_save(work, ids.ids, ids.n, e)) ? -1 : 1;
+    rc = rc < 0 ? -1 : calib_from_tokens(c, ids.ids, (int64_t)ids.n, in->nsamples, in->seqlen, in->seed, e);
+    mem_free(ids.ids);
+    return rc;
+}
+
+/* Opens the work folder, if any (w->dir says), and makes the calibration text. */
+static int prepare(struct model *m, const d2q_quantize_options *in, const struct quant_options *o, const struct log *log,
+                   struct work *w, struct calib *c, struct err *e)
+{
+    bool calib = method_table[o->method].needs_calib, self = calib && !strcmp(in->calib, "self");
+    if (calib && !self && calib_from_file(c, m, in->calib, in->nsamples, in->seqlen, in->seed, e))
+        return -1;
+    if (in->work) {
+        json_t *how = self ? json_pack("{sssIsIsI}", "text", "self", "nsamples", (json_int_t)in->nsamples, "seqlen",
+                                       (json_int_t)in->seqlen, "seed", (json_int_t)in->seed) : NULL;
+        json_t *recipe = work_recipe(m, o, calib && !self ? c : NULL, how, D2Q_VERSION);
+        int rc = work_open(w, in->work, in->fresh, recipe, e);
+        json_decref(how);
+        json_decref(recipe);
         if (rc)
             return -1;
     }
-    if (calib_tokens(c) < in->nsamples * in->seqlen)
+    if (self && self_calib(m, in, in->work ? w : NULL, log, c, e))
+        return -1;
+    if (calib && calib_tokens(c) < in->nsamples * in->seqlen)
         log_warn(log, "calibration: %lld sequences, %lld tokens; %lld x %lld were asked for", (long long)c->n,
                  (long long)calib_tokens(c), (long long)in->nsamples, (long long)in->seqlen);
     return 0;
@@ -272,17 +293,26 @@ int d2q_quantize(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q
     struct log log = { api_log, &rep };
     double t0 = log_now();
     int rc = api_quant_options(in, &o, &e);
-    bool calib = !rc && method_table[o.method].needs_calib;
-    if (calib)
-        rc = make_calib(dm->m, in, &log, &c, &e);
-    rc = rc || quantize_model(dm->m, &o, calib ? &c : NULL, &log, on_tensor, &rep, &res, &e);
+    struct work work = { .lock = -1 };
+    rc = rc || prepare(dm->m, in, &o, &log, &work, &c, &e);
+    rc = rc || quantize_resumable(dm->m, &o, method_table[o.method].needs_calib ? &c : NULL, work.dir ? &work : NULL, &log,
+                                  on_tensor, &rep, &res, &e);
     json_t *root = rc ? NULL : result_json(dm->m, in, &o, &res);
+    if (root && in->work)
+        json_object_set_new(root, "resumed_blocks", json_integer((json_int_t)work.done));
+    work_close(&work);
     quant_result_release(&res);
     calib_release(&c);
     if (rc)
         return api_fail(err, &e);
     api_common(root, t0);
     return api_json(root, json, err);
+}
+
+int d2q_work_remove(const char *work, d2q_error *err)
+{
+    struct err e;
+    return work_remove(work, &e) ? api_fail(err, &e) : 0;
 }
 
 /* ---- export ------------------------------------------------------------------------------- */

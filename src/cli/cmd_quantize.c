@@ -1,5 +1,6 @@
 /* d2q quantize: plan, quantize, write. What can be refused is refused before the work: options, what the format carries,
  * room on the disk. */
+#include <dirent.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -17,6 +18,8 @@ struct args {
     const char *out;
     struct opt_list formats, keep;
     int dry_run, group; /* group: the default */
+    const char *work;   /* as given */
+    char work_dir[4096];
     d2q_quantize_options q;
     d2q_export_options x;
 };
@@ -50,6 +53,9 @@ const struct opt cmd_quantize_opts[] = {
       "leave out what the format cannot carry, with a warning", NULL },
     { "as-llama", 0, OPT_FLAG, AT(x.as_llama), NULL, NULL, 0, 0, "write Mistral, Qwen2 as Llama, which carries DAC", NULL },
     { "shard-size", 0, OPT_SIZE, AT(x.shard_bytes), "SIZE", NULL, 0, 0, "largest weight file (4GB, 500MiB)", "5GB for folders, one GGUF file" },
+    { "work", 0, OPT_STR, AT(work), "DIR|off", NULL, 0, 0, "keeps finished blocks: the same command goes on after any end",
+      "OUT.d2q-work" },
+    { "fresh", 0, OPT_FLAG, AT(q.fresh), NULL, NULL, 0, 0, "begin anew, whatever work is kept", NULL },
     { "dry-run", 0, OPT_FLAG, AT(dry_run), NULL, NULL, 0, 0, "print the plan and stop", NULL },
     { 0 },
 };
@@ -103,6 +109,17 @@ static int check_args(const struct opt_spec *spec, struct args *a)
         halves |= strcmp(a->formats.v[i], "hf") && strcmp(a->formats.v[i], "gguf");
     }
     a->q.kept_f32 = halves ? 0 : hf ? 1 : 2;
+    if (a->work && !*a->work)
+        return opt_usage(spec->command, "--work: expected a folder or off, found nothing");
+    if (a->out && !(a->work && !strcmp(a->work, "off"))) {
+        size_t n = strlen(a->out);
+        while (n > 1 && a->out[n - 1] == '/')
+            n--;
+        if ((size_t)snprintf(a->work_dir, sizeof a->work_dir, "%.*s%s", a->work ? 0 : (int)n, a->out,
+                             a->work ? a->work : ".d2q-work") >= sizeof a->work_dir)
+            return opt_usage(spec->command, "%s: path is too long", a->out);
+        a->q.work = a->work_dir;
+    }
     return -1;
 }
 
@@ -122,6 +139,36 @@ static double disk_free(const char *out)
             slash[slash == dir] = '\0'; /* "/x" leaves "/" */
     }
     return (double)v.f_bavail * (double)v.f_frsize;
+}
+
+/* Bytes of the files in dir: what a run that goes on has already taken. */
+static double dir_bytes(const char *dir)
+{
+    double n = 0;
+    DIR *d = opendir(dir);
+    struct dirent *ent;
+    struct stat st;
+    while (d && (ent = readdir(d)))
+        if (!fstatat(dirfd(d), ent->d_name, &st, 0) && S_ISREG(st.st_mode))
+            n += (double)st.st_size;
+    if (d)
+        closedir(d);
+    return n;
+}
+
+/* What the work folder may still take; 0 where it shares no disk with OUT, and is asked by itself: -1, a message was shown. */
+static double work_room(const struct args *a, const json_t *plan)
+{
+    if (!a->q.work)
+        return 0;
+    double need = show_num(plan, "work_bytes") - dir_bytes(a->q.work), free = disk_free(a->q.work);
+    need = need < 0 ? 0 : need;
+    if (!a->work)
+        return need;
+    if (a->dry_run || free < 0 || need <= free)
+        return 0;
+    fprintf(stderr, "d2q: error: %s: the disk has %.0f bytes free, the work needs %.0f\n", a->q.work, free, need);
+    return -1;
 }
 
 /* What each format says of the model to be: 0, or the exit status after showing why one refuses. */
@@ -156,14 +203,21 @@ static json_t *make_plan(const struct opt_spec *spec, d2q_model *m, struct args 
         need += !strcmp(a->formats.v[i], "hf")     ? 4 * show_num(plan, "parameters")
                 : !strcmp(a->formats.v[i], "gguf") ? show_num(plan, "gguf_bytes")
                                                    : show_num(plan, "bytes");
+    double room = work_room(a, plan);
+    if (room < 0) {
+        json_decref(plan);
+        return NULL;
+    }
     json_object_set_new(plan, "disk_bytes", json_real(need));
+    need += room;
     json_object_set_new(plan, "disk_free_bytes", json_real(free));
     if (!refused && (a->dry_run || free < 0 || need <= free))
         return plan;
     if (refused)
         *rc = refused;
     else
-        fprintf(stderr, "d2q: error: %s: the disk has %.0f bytes free, the output needs %.0f\n", a->out, free, need);
+        fprintf(stderr, "d2q: error: %s: the disk has %.0f bytes free, the output%s needs %.0f\n", a->out, free,
+                room > 0 ? " with the work folder" : "", need);
     json_decref(plan);
     return NULL;
 }
@@ -302,9 +356,15 @@ static int work(struct args *a, d2q_model *m, json_t *plan, double start)
     rc = rc || export_all(m, a, r, &e);
     progress_clear(&p);
     if (rc) {
+        struct stat st;
         json_decref(r);
-        return show_error(&e);
+        rc = show_error(&e);
+        if (a->q.work && e.code != D2Q_ERR_USAGE && !stat(a->q.work, &st) && !a->c.quiet)
+            fprintf(stderr, "d2q: the work so far is kept in %s: the same command goes on\n", a->q.work);
+        return rc;
     }
+    if (a->q.work && d2q_work_remove(a->q.work, &e)) /* the output is written */
+        show_error(&e);
     show_common(r, start);
     json_object_set(r, "source_bytes", json_object_get(plan, "source_bytes"));
     json_object_set(r, "planned_peak_bytes", json_object_get(plan, "peak_bytes"));

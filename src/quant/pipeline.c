@@ -8,6 +8,7 @@
 
 #include "backend/backend.h"
 #include "quant/tune.h"
+#include "quant/work.h"
 #include "tensor/half.h"
 
 /* ---- what is not quantized: rounded once, before anything is computed ---- */
@@ -398,6 +399,13 @@ int quantize_model(struct model *m, const struct quant_options *o, const struct 
                    const struct log *log, quant_tensor_fn on_tensor, void *ud,
                    struct quant_result *res, struct err *e)
 {
+    return quantize_resumable(m, o, calib, NULL, log, on_tensor, ud, res, e);
+}
+
+int quantize_resumable(struct model *m, const struct quant_options *o, const struct calib *calib, struct work *work,
+                       const struct log *log, quant_tensor_fn on_tensor, void *ud,
+                       struct quant_result *res, struct err *e)
+{
     const struct hparams *hp = &m->hp;
     struct run r = { .m = m, .o = o, .log = log, .on_tensor = on_tensor, .ud = ud, .res = res };
     double t0 = log_now();
@@ -425,8 +433,10 @@ int quantize_model(struct model *m, const struct quant_options *o, const struct 
         rc = round_embeddings(m, o, true, e);
     if (!rc && r.calib)
         rc = run_states(&r, e);
-    for (int64_t i = 0; !rc && i < hp->n_layer; i++)
-        rc = block_run(&r, i, e);
+    if (!rc && work)
+        rc = work_restore(work, &r, e);
+    for (int64_t i = work ? work->done : 0; !rc && i < hp->n_layer; i++)
+        rc = block_run(&r, i, e) || (work && work_block_save(work, &r, i, e)) ? -1 : 0;
     if (!rc && r.calib && o->tune > 0)
         rc = tune_scales(&r, e);
     double bits = 0, n = 0;

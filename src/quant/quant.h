@@ -133,6 +133,11 @@ typedef void (*quant_tensor_fn)(void *ud, const struct quant_tensor *t);
 int quantize_model(struct model *m, const struct quant_options *o, const struct calib *calib,
                    const struct log *log, quant_tensor_fn on_tensor, void *ud,
                    struct quant_result *res, struct err *e);
+/* The same, each finished block kept in work (open, of this run's recipe; NULL allowed): goes on where an earlier run stopped. */
+struct work;
+int quantize_resumable(struct model *m, const struct quant_options *o, const struct calib *calib, struct work *work,
+                       const struct log *log, quant_tensor_fn on_tensor, void *ud,
+                       struct quant_result *res, struct err *e);
 void quant_result_release(struct quant_result *r);
 
 /* What a run will take, before it begins. */
