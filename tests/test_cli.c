@@ -339,6 +339,10 @@ static void test_card_and_loads(void **state)
     expect_status(d2q("quantize " LLAMA " -o %s/card2 --bits 2 --dry-run" SMALL, dir), 0);
     expect_text(last.out, "not in       vLLM (Marlin): 4 or 8 bits only");
     expect_text(last.out, "[from source, not run]");
+    for (int bits = 2; bits <= 4; bits++) { /* only at 3 bits did the packing change */
+        expect_status(d2q("quantize " LLAMA " -o %s/card2 --format ct --grid sym --bits %d --dry-run" SMALL, dir, bits), 0);
+        assert_int_equal(strstr(last.out, "3 bits: compressed-tensors 0.18 or later") != NULL, bits == 3);
+    }
     expect_status(d2q("quantize " LLAMA " -o %s/card3 --keep lm_head --dry-run", dir), 2);
     expect_text(last.err, "expected PATTERN=TYPE");
     expect_status(d2q("quantize " LLAMA " -o %s/card3 --keep 'lm_head=q6_k' --method rtn", dir), 1);

@@ -314,11 +314,39 @@ static void ct_round_trips(void **state)
     }
 }
 
+/* config.json says another group than the scales do: the reader believes neither. */
+static void ct_group_must_agree(const char *out)
+{
+    struct err e = { 0 };
+    struct model *back = NULL;
+    const char *path = scratch_path(out, "config.json");
+    json_t *config = json_load_file(path, 0, NULL), *q = json_object_get(config, "quantization_config");
+    json_t *w = json_object_get(json_object_get(json_object_get(q, "config_groups"), "group_0"), "weights");
+    static const int sizes[] = { 32, 16, -1 };
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(json_object_set_new(w, "group_size", json_integer(sizes[i])), 0);
+        assert_int_equal(json_dump_file(config, path, 0), 0);
+        assert_int_equal(model_open(&back, out, &e), i ? -1 : 0);
+        if (i)
+            assert_non_null(strstr(e.msg, "a scale for 32 of 64 inputs"));
+        else
+            model_free(back);
+    }
+    json_decref(config);
+}
+
 static void ct_refuses(void **state)
 {
     (void)state;
     struct err e = { 0 };
     struct model *m = open_model(MODELS "llama");
+    const char *dir = scratch_dir(), *out = scratch_path(dir, "out");
+    quantize_model_rtn(m, 2, 32, true, 0);
+    export_ok(m, "ct", out, NULL);
+    ct_group_must_agree(out);
+    model_free(m);
+    scratch_remove(dir);
+    m = open_model(MODELS "llama");
     assert_int_equal(export_check(m, "ct", NULL, NULL, &e), -1);
     assert_non_null(strstr(e.msg, "no quantized matrix"));
     quantize_model_rtn(m, 2, 32, false, 0);

@@ -6,7 +6,7 @@
 /* What decides: gathered over the seven matrices of all blocks. */
 struct traits {
     int bits_min, bits_max;
-    bool any, asym, act_order, ragged; /* ragged: a group does not divide the width */
+    bool any, three, asym, act_order, ragged; /* three: 3 bits somewhere; ragged: a group does not divide the width */
     bool odd_groups;                   /* one that GPTQModel's kernels do not list */
     bool marlin_shape;                 /* n_out % 64, n_in % 128, group of 32, 64, 128 or a row */
     bool types[DT_COUNT];              /* of the matrices in a GGUF file */
@@ -23,6 +23,7 @@ static void add_grid(struct traits *t, const struct pack_grid *g, int64_t n_out)
     marlin |= g->group == 32 || g->group == 64 || g->group == 128;
     t->bits_min = !t->any || g->bits < t->bits_min ? g->bits : t->bits_min;
     t->bits_max = g->bits > t->bits_max ? g->bits : t->bits_max;
+    t->three |= g->bits == 3;
     t->asym |= g->zmin != g->zmax;
     t->ragged |= g->group < g->n_in && g->n_in % g->group;
     t->odd_groups |= !known;
@@ -95,10 +96,12 @@ static bool check_vllm_humming(const struct traits *t, char *text, size_t n)
     return !t->act_order && !t->ragged;
 }
 
+/* Up to 0.17.1 the package put ten 3-bit codes into a word, since then (PR 732) 32 codes into three. */
 static bool check_ct_transformers(const struct traits *t, char *text, size_t n)
 {
     snprintf(text, n, "%s", t->asym ? "version 0.20 does not load packed zero points: symmetric only"
-                            : t->ragged ? "groups must divide the widths" : "");
+                            : t->ragged ? "groups must divide the widths"
+                            : t->three ? "3 bits: compressed-tensors 0.18 or later" : "");
     return !t->asym && !t->ragged;
 }
 

@@ -31,8 +31,15 @@ static int expect(const struct checkpoint *c, const struct st_entry *en, bool ty
                    (long long)en->dim[0], (long long)en->dim[1]);
 }
 
+/* Inputs that share a scale: group_size, or the whole row without one. */
+static bool same_group(const json_t *weights, int64_t group, int64_t n_in)
+{
+    json_int_t size = json_integer_value(json_object_get(weights, "group_size"));
+    return (size > 0 ? (int64_t)size : n_in) == group;
+}
+
 /* Does a config group have these weights? */
-static bool configured(const json_t *groups, int bits, bool sym)
+static bool configured(const json_t *groups, int bits, bool sym, int64_t group, int64_t n_in)
 {
     const char *key;
     json_t *g;
@@ -40,13 +47,15 @@ static bool configured(const json_t *groups, int bits, bool sym)
         const json_t *w = json_object_get(g, "weights"), *s = json_object_get(w, "symmetric");
         const json_t *type = json_object_get(w, "type");
         if (json_integer_value(json_object_get(w, "num_bits")) == bits && (s ? json_is_true(s) : true) == sym &&
+            same_group(w, group, n_in) &&
             (!type || (json_is_string(type) && !strcmp(json_string_value(type), "int"))))
             return true;
     }
     return false;
 }
 
-static int check_config(const struct checkpoint *c, const char *prefix, int bits, bool sym, struct err *e)
+static int check_config(const struct checkpoint *c, const char *prefix, int bits, bool sym, int64_t group, int64_t n_in,
+                        struct err *e)
 {
     const json_t *q = c->quant_config, *method = json_object_get(q, "quant_method"), *format = json_object_get(q, "format");
     if (!json_is_string(method) || strcmp(json_string_value(method), "compressed-tensors"))
@@ -55,9 +64,10 @@ static int check_config(const struct checkpoint *c, const char *prefix, int bits
     if (!json_is_string(format) || strcmp(json_string_value(format), "pack-quantized"))
         return err_set(e, ERR_UNSUPPORTED, "%s: quantization_config: expected format \"pack-quantized\", found \"%s\"", c->path,
                        json_is_string(format) ? json_string_value(format) : "(no string)");
-    if (!configured(json_object_get(q, "config_groups"), bits, sym))
-        return err_set(e, ERR_FORMAT, "%s: tensor %s.weight_packed holds %d bits, %s, but no group of quantization_config has such "
-                       "weights", c->path, prefix, bits, sym ? "symmetric" : "asymmetric");
+    if (!configured(json_object_get(q, "config_groups"), bits, sym, group, n_in))
+        return err_set(e, ERR_FORMAT, "%s: tensor %s.weight_packed holds %d bits, %s, a scale for %lld of %lld inputs, but no "
+                       "group of quantization_config has such weights", c->path, prefix, bits, sym ? "symmetric" : "asymmetric",
+                       (long long)group, (long long)n_in);
     return 0;
 }
 
@@ -139,7 +149,7 @@ int checkpoint_ct(const struct checkpoint *c, const char *prefix, int64_t n_out,
     if (expect(c, packed, packed->dtype == ST_I32, "I32", 2, n_out, (n_in * bits + 31) / 32, e) ||
         expect(c, scale, float_scale, "F16", 2, n_out, groups, e) || expect(c, shape, shape->dtype == ST_I64, "I64", 1, 2, 1, e) ||
         (zero && expect(c, zero, zero->dtype == ST_I32, "I32", 2, (n_out * bits + 31) / 32, groups, e)) ||
-        (g_idx && expect(c, g_idx, g_idx->dtype == ST_I32, "I32", 1, n_in, 1, e)) || check_config(c, prefix, bits, !zero, e))
+        (g_idx && expect(c, g_idx, g_idx->dtype == ST_I32, "I32", 1, n_in, 1, e)) || check_config(c, prefix, bits, !zero, n_in / groups, n_in, e))
         return -1;
     int64_t dims[2];
     memcpy(dims, shape->data, sizeof dims);
