@@ -11,7 +11,6 @@ struct traits {
     bool marlin_shape;                 /* n_out % 64, n_in % 128, group of 32, 64, 128 or a row */
     bool types[DT_COUNT];              /* of the matrices in a GGUF file */
     const char *family;
-    bool dropped;                      /* corrections that are left out */
 };
 
 static void add_grid(struct traits *t, const struct pack_grid *g, int64_t n_out)
