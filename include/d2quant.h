@@ -80,6 +80,7 @@ typedef struct d2q_quantize_options {
     int n_keep;
     int dsq, dac;         /* 0, 1 or D2Q_DEFAULT */
     double alpha, beta;   /* propagated error; D2Q_DEFAULT, 0: off */
+    const char *rotate;   /* "off", or "hadamard": residual stream and heads rotated first; unties the head */
     const char *order;    /* "none", "act"; NULL: the method's default, also below */
     const char *search;   /* "minmax", "mse", "hessian" */
     const char *sinks;    /* "keep", "skip", "clip" */

@@ -134,7 +134,7 @@ static void test_wrong_usage(void **state)
         { "quantize " LLAMA " -o x --group 1e2", "found '1e2'" },
         { "quantize " LLAMA " -o x --damp nan", "--damp: expected a number from 0 to 1" },
         { "quantize " LLAMA " -o x --damp 0x1", "--damp: expected a number from 0 to 1" },
-        { "quantize " LLAMA " -o x --method gtpq", "--method: expected one of d2quant, gptq, rtn" },
+        { "quantize " LLAMA " -o x --method gtpq", "--method: expected one of d2quant, gptq, gptaq, boa, rtn" },
         { "quantize " LLAMA " -o x --format ggml", "--format: expected one of gptq, gptq_v1, ct, hf, gguf" },
         { "quantize " LLAMA " -o x --format hf --format hf", "--format hf is given twice" },
         { "quantize " LLAMA " -o x --propagate 0.5", "--propagate: expected off or two numbers" },
@@ -195,7 +195,8 @@ static double number(const json_t *o, const char *key)
 
 static void test_quantize_json(void **state)
 {
-    static const char *const methods[] = { "d2quant", "d2quant --recipe paper", "gptq", "rtn" };
+    static const char *const methods[] = { "d2quant", "d2quant --recipe paper", "gptq", "gptaq", "boa", "rtn",
+                                          "gptq --rotate hadamard" };
     static const char *const tensor_keys[] = { "name", "type", "bpw", "err", "err_target", "damp", "seconds" };
     (void)state;
     for (size_t i = 0; i < sizeof methods / sizeof *methods; i++) {

@@ -16,7 +16,7 @@ void d2q_quantize_options_init(d2q_quantize_options *o)
     *o = (d2q_quantize_options){
         .method = "d2quant", .recipe = "default", .bits = 2, .group = 128, .grid = "asym", .dsq = D2Q_DEFAULT,
         .dac = D2Q_DEFAULT, .alpha = D2Q_DEFAULT, .beta = D2Q_DEFAULT, .sweeps = D2Q_DEFAULT, .tune = D2Q_DEFAULT, .damp = D2Q_DEFAULT,
-        .on_failure = "stop", .calib = "self", .nsamples = 128, .seqlen = 2048,
+        .rotate = "off", .on_failure = "stop", .calib = "self", .nsamples = 128, .seqlen = 2048,
     };
 }
 
@@ -36,7 +36,7 @@ int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, s
 {
     static const char *const orders[] = { "none", "act", NULL },
                       *const searches[] = { "minmax", "mse", "hessian", NULL }, *const sinks[] = { "keep", "skip", "clip", NULL },
-                      *const failures[] = { "stop", "rtn", "keep", NULL };
+                      *const rotations[] = { "off", "hadamard", NULL }, *const failures[] = { "stop", "rtn", "keep", NULL };
     int k;
     if (quant_options_init(o, in->method, in->recipe, e))
         return -1;
@@ -65,6 +65,9 @@ int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, s
     if ((k = choose("on-failure", in->on_failure, failures, e)) < 0)
         return -1;
     o->on_failure = (enum quant_failure)k;
+    if ((k = choose("rotate", in->rotate, rotations, e)) < 0)
+        return -1;
+    o->rotate = k == 1;
     o->dsq = in->dsq == D2Q_DEFAULT ? o->dsq : in->dsq != 0;
     o->dac = in->dac == D2Q_DEFAULT ? o->dac : in->dac != 0;
     o->alpha = in->alpha < 0 ? o->alpha : in->alpha;
@@ -84,6 +87,7 @@ static json_t *options_json(const d2q_quantize_options *in, const struct quant_o
     json_object_update_new(j, json_pack("{sssfsbsbsfsfsisI}", "grid", grid_table[o->grid].name, "damp", o->damp, "dsq", o->dsq,
                                         "dac", o->dac, "alpha", o->alpha, "beta", o->beta, "sweeps", o->sweeps, "seed",
                                         (json_int_t)in->seed));
+    json_object_set_new(j, "rotate", json_string(in->rotate));
     json_object_set_new(j, "tune", json_integer(o->tune));
     json_t *keep = json_array();
     for (int i = 0; i < in->n_keep; i++)

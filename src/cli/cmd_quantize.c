@@ -37,6 +37,7 @@ const struct opt cmd_quantize_opts[] = {
     { "dsq", 0, OPT_ONOFF, AT(q.dsq), NULL, NULL, 0, 0, "second scale of down_proj, merged into up_proj", "the recipe's" },
     { "dac", 0, OPT_ONOFF, AT(q.dac), NULL, NULL, 0, 0, "mean correction at the norm after attention", "the recipe's" },
     { "propagate", 0, OPT_PAIR, AT(q.alpha), "A,B|off", NULL, 0, 2, "aim at the float path", "the recipe's" },
+    { "rotate", 0, OPT_STR, AT(q.rotate), NULL, "off|hadamard", 0, 0, "spread outliers over the residual stream first (QuaRot)", NULL },
     { "order", 0, OPT_STR, AT(q.order), NULL, "none|act", 0, 0, "column order: as stored, or by activation", "the method's" },
     { "search", 0, OPT_STR, AT(q.search), NULL, "minmax|mse|hessian", 0, 0, "how scales are found", "the method's" },
     { "sweeps", 0, OPT_INT, AT(q.sweeps), "N", NULL, 0, 100, "coordinate-descent sweeps after the solve", "the recipe's" },

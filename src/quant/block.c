@@ -69,9 +69,9 @@ static int keep_float(struct block *b, enum role role, const struct grid *g, str
     return 0;
 }
 
-/* Quantizes one matrix: target (n_out, n_in), factor f (NULL: rtn), into the model's arena. */
+/* Quantizes one matrix: target (n_out, n_in), factor f (NULL: rtn), GPTAQ's term asym or NULL, into the model's arena. */
 static int solve_one(struct block *b, enum role role, const float *target, const struct stats *st,
-                     const struct factor *f, struct quant_tensor *t, struct err *e)
+                     const struct factor *f, const float *asym, struct quant_tensor *t, struct err *e)
 {
     struct run *r = b->run;
     const struct quant_options *o = r->o;
@@ -82,7 +82,8 @@ static int solve_one(struct block *b, enum role role, const float *target, const
     quant_grid(o, b->index, role, n_in, &g);
     if (g.kind == KIND_FLOAT)
         return keep_float(b, role, &g, t, e);
-    struct solve_in in = { .name = t->name, .w = target, .n_out = n_out, .n_in = n_in, .h = h, .f = f, .grid = &g };
+    struct solve_in in = { .name = t->name, .w = target, .n_out = n_out, .n_in = n_in, .h = h, .f = f, .asym = asym,
+                           .grid = &g };
     bool dsq = o->dsq && role == ROLE_DOWN && f && b->up_quantized;
     float *s_c = NULL;
     double norm, norm_target;
@@ -90,7 +91,10 @@ static int solve_one(struct block *b, enum role role, const float *target, const
         return -1;
     if (dsq && !(s_c = arena_alloc(&b->arena, (size_t)n_in, sizeof *s_c)))
         return err_nomem(e, "dual scales", (size_t)n_in * sizeof *s_c);
-    if (dsq ? dsq_solve(&in, o, &q, s_c, &b->out->dsq_gain, e) : solve(&in, o, &q, e))
+    int rc = dsq ? dsq_solve(&in, o, &q, s_c, &b->out->dsq_gain, e)
+             : b->boa && f && role <= ROLE_V ? boa_solve(b->boa, role, &b->ff, &in, o, &q, r->log, e)
+                                             : solve(&in, o, &q, e);
+    if (rc)
         return -1;
     if (solve_error(w, NULL, NULL, h, n_out, n_in, &norm, e) ||
         solve_error(target, NULL, NULL, h, n_out, n_in, &norm_target, e) ||
@@ -118,12 +122,12 @@ static void clear_dead(const struct stats *st, float *w, int64_t n_out)
 
 static bool propagates(const struct run *r)
 {
-    return r->o->alpha > 0 || r->o->beta > 0;
+    return r->o->method != METHOD_gptaq && (r->o->alpha > 0 || r->o->beta > 0);
 }
 
 /* 0 done, 1 this matrix failed numerically (*e says how), -1 anything else. */
 static int solve_role(struct block *b, enum role role, const struct stats *st, const struct factor *f,
-                      const double *chol, struct quant_tensor *t, struct err *e)
+                      const double *chol, const float *asym, struct quant_tensor *t, struct err *e)
 {
     struct run *r = b->run;
     const float *w = b->ff.lin[role].w.data;
@@ -140,7 +144,7 @@ static int solve_role(struct block *b, enum role role, const struct stats *st, c
     if (!rc && st)
         clear_dead(st, target, t->n_out);
     if (!rc)
-        rc = solve_one(b, role, target, st, f, t, e);
+        rc = solve_one(b, role, target, st, f, asym, t, e);
     mem_free(target);
     return rc && e->code == ERR_NUMERIC ? 1 : rc;
 }
@@ -153,7 +157,7 @@ static int fall_back(struct block *b, enum role role, const struct stats *st, st
         return -1;
     if (r->o->on_failure == FAILURE_RTN) {
         log_warn(r->log, "%s: rounded to nearest instead: %s", t->name, e->msg);
-        return solve_role(b, role, st, NULL, NULL, t, e) ? -1 : 0;
+        return solve_role(b, role, st, NULL, NULL, NULL, t, e) ? -1 : 0;
     }
     struct grid g;
     grid_init(&g, r->o->kept == DT_F16 ? GRID_f16 : GRID_f32, 0, 0, 0, t->n_in);
@@ -167,6 +171,7 @@ int block_solve(struct block *b, enum role first, int n, const struct stats *st,
     const struct quant_options *o = r->o;
     struct factor f = { 0 };
     double *chol = NULL, t0 = log_now();
+    float *asym = NULL;
     struct err why = { 0 };
     int failed = 0, rc = 0;
     if (st && o->method != METHOD_rtn) {
@@ -174,6 +179,8 @@ int block_solve(struct block *b, enum role first, int n, const struct stats *st,
         failed = factor_init(&f, st->h, st->d, o->damp, o->order, name, r->log, &why);
         if (!failed && propagates(r))
             failed = hessian_cholesky(st->h, st->d, o->prop_damp, &chol, &why);
+        if (!failed && o->method == METHOD_gptaq)
+            failed = gptaq_term(st, &f, o->alpha, &asym, &why);
         if (failed && why.code != ERR_NUMERIC)
             rc = err_set(e, why.code, "%s", why.msg);
     }
@@ -183,7 +190,7 @@ int block_solve(struct block *b, enum role first, int n, const struct stats *st,
         double t1 = log_now();
         int bad = failed;
         if (!bad) {
-            bad = solve_role(b, role, st, o->method == METHOD_rtn ? NULL : &f, chol, t, &why);
+            bad = solve_role(b, role, st, o->method == METHOD_rtn ? NULL : &f, chol, asym, t, &why);
             if (bad < 0)
                 rc = err_set(e, why.code, "%s: %s", t->name, why.msg);
         }
@@ -198,6 +205,7 @@ int block_solve(struct block *b, enum role first, int n, const struct stats *st,
     }
     factor_release(&f);
     mem_free(chol);
+    mem_free(asym);
     r->res->seconds_solve += log_now() - t0;
     return rc;
 }

@@ -2,7 +2,9 @@
 #ifndef D2Q_QUANT_BLOCK_H
 #define D2Q_QUANT_BLOCK_H
 
+#include "quant/boa.h"
 #include "quant/correct.h"
+#include "quant/rotate.h"
 
 /* The whole run. Hidden states are those at the input of the current block. */
 struct run {
@@ -20,6 +22,7 @@ struct run {
     float *hq, *hf;      /* (n_tok, n_embd) */
     float *mid;          /* (n_tok, wide): quantized path's input of o, later of down */
     struct fwd fq, ff;   /* one sequence */
+    struct rotator rot;  /* with o->rotate */
     struct arena arena;
 };
 
@@ -31,6 +34,7 @@ struct block {
     struct layer *fq;    /* the model's own layer: quantized so far */
     struct arena arena;  /* float32 copies */
     struct quant_block *out;
+    struct boa *boa;     /* of q, k, v; NULL: another method, or not yet gathered */
     bool up_quantized;   /* up_proj has fp16 factors that can absorb DSQ's scales */
 };
 

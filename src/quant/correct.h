@@ -12,6 +12,11 @@
 int propagate_target(const struct stats *s, const double *chol, double alpha, double beta, const float *w,
                      int64_t n_out, float *out, struct err *e);
 
+/* *p (d, d; mem_free), in processing order: alpha striu(D U^T) U, the term of GPTAQ (arXiv 2504.02692) by which the columns after
+ * the i-th gain w_i p[i, :], w_i its value before rounding - also between blocks of columns, where the reference
+ * code takes the rounded one and so depends on its block size (formats.md 3c). */
+int gptaq_term(const struct stats *s, const struct factor *f, double alpha, float **p, struct err *e);
+
 /* Solves in->w with in->f by the alternation of design.md 5: fills t (as solve does) and s_c (n_in). The iterate of least
  * tr(E H E^T) is kept, so the error is never above GPTQ's alone: *gain = kept error / error at s^c = 1. */
 int dsq_solve(struct solve_in *in, const struct quant_options *o, struct tensor *t, float *s_c, double *gain,

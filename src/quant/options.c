@@ -26,6 +26,8 @@ int quant_options_init(struct quant_options *o, const char *method, const char *
         .prop_damp = 0.05, .tune_lr = 1e-3, .order = ORDER_NONE, .search = SEARCH_HESSIAN, .damp = 0.01,
         .sinks = SINKS_CLIP, .on_failure = FAILURE_STOP, .kept = DT_F16,
     };
+    if (id == METHOD_gptaq)
+        o->alpha = 0.25; /* the authors' */
     if (id == METHOD_rtn)
         o->search = SEARCH_MSE;
     if (id != METHOD_d2quant)

@@ -133,6 +133,15 @@ static int round_kept(struct model *m, const struct quant_options *o, struct err
 
 /* ---- one block ------------------------------------------------------------- */
 
+/* A copy rounded as the output stores it, in the model's arena; NULL: out of memory. */
+static const float *keep_vector(struct run *r, const float *v, int64_t n)
+{
+    float *p = arena_alloc(&r->m->arena, (size_t)n, sizeof *p);
+    for (int64_t i = 0; p && i < n; i++)
+        p[i] = r->o->kept == DT_F16 ? half_round(v[i]) : v[i];
+    return p;
+}
+
 static int block_open(struct block *b, struct run *r, int64_t index, struct err *e)
 {
     memset(b, 0, sizeof *b);
@@ -147,7 +156,7 @@ static int block_open(struct block *b, struct run *r, int64_t index, struct err 
         int64_t rows = tensor_rows(w), cols = tensor_cols(w);
         if (w->type == DT_QMAT)
             return err_set(e, ERR_USAGE, "%s: already quantized; start from a float model", w->name);
-        if (w->type != DT_F32 || w->perm_dim) {
+        if (w->type != DT_F32 || w->perm_dim || r->o->rotate) {
             float *p = arena_alloc(&b->arena, (size_t)(rows * cols), sizeof *p);
             if (!p)
                 return err_nomem(e, w->name, (size_t)(rows * cols) * sizeof *p);
@@ -158,6 +167,13 @@ static int block_open(struct block *b, struct run *r, int64_t index, struct err 
         if (bad >= 0)
             return err_set(e, ERR_NUMERIC, "tensor %s: NaN or Inf at row %lld, column %lld", w->name,
                            (long long)(bad / cols), (long long)(bad % cols));
+    }
+    if (r->o->rotate) {
+        if (rotator_layer(&r->rot, r->m, index, &b->ff, &b->arena, e))
+            return -1;
+        for (int i = 0; i < ROLE_COUNT; i++)
+            if (b->ff.lin[i].b && !(b->fq->lin[i].b = keep_vector(r, b->ff.lin[i].b, tensor_rows(&b->ff.lin[i].w))))
+                return err_nomem(e, "rotated bias", (size_t)tensor_rows(&b->ff.lin[i].w) * sizeof(float));
     }
     return 0;
 }
@@ -187,20 +203,29 @@ static int stage_qkv(struct block *b, struct err *e)
 {
     struct run *r = b->run;
     struct stats st;
+    struct boa boa;
     double t0 = log_now();
     if (stats_init(&st, r->m->hp.n_embd, 0, r->use_float, r->o->sinks, e))
         return -1;
     int rc = 0;
+    if (r->o->method == METHOD_boa) {
+        rc = boa_init(&boa, &r->m->hp, e);
+        b->boa = rc ? NULL : &boa;
+    }
     for (int64_t i = 0; !rc && i < r->calib->n; i++) {
         struct seq s = seq_at(r, i);
         fwd_attn_in(r->m, &b->ff, s.hq, s.n, r->fq.x);
         if (s.hf)
             fwd_attn_in(r->m, &b->ff, s.hf, s.n, r->ff.x);
-        rc = stats_add(&st, r->fq.x, s.hf ? r->ff.x : NULL, NULL, NULL, s.n, e) || tick(b, "q,k,v", 0, i, e);
+        rc = stats_add(&st, r->fq.x, s.hf ? r->ff.x : NULL, NULL, NULL, s.n, e) ||
+             (b->boa && boa_add(b->boa, r->m, &b->ff, &r->fq, r->fq.x, s.n, e)) || tick(b, "q,k,v", 0, i, e);
     }
     r->res->seconds_stats += log_now() - t0;
     rc = rc || stats_finish(&st, b->fq->lin[ROLE_Q].w.name, e) || block_solve(b, ROLE_Q, 3, &st, e);
     stats_release(&st);
+    if (b->boa)
+        boa_release(b->boa);
+    b->boa = NULL;
     return rc ? -1 : 0;
 }
 
@@ -372,6 +397,8 @@ static int block_run(struct run *r, int64_t index, struct err *e)
 
 /* ---- the run --------------------------------------------------------------- */
 
+#define ROTATE_SEED 1
+
 static int run_states(struct run *r, struct err *e)
 {
     const struct hparams *hp = &r->m->hp;
@@ -412,11 +439,15 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
     memset(res, 0, sizeof *res);
     arena_init(&res->arena);
     arena_init(&r.arena);
+    if (quant_options_check(o, e))
+        return -1;
+    if (o->rotate && rotator_init(&r.rot, m, o->kept == DT_F16 || o->kept_packed ? DT_F16 : DT_F32, ROTATE_SEED, e)) {
+        rotator_release(&r.rot);
+        return -1;
+    }
     r.embd = m->tok_embd;
     r.float_head = m->lm_head;
     r.float_norm = m->out_norm;
-    if (quant_options_check(o, e))
-        return -1;
     if (method_table[o->method].needs_calib) {
         if (!calib || calib->n < 1)
             return err_set(e, ERR_USAGE, "method %s needs calibration text", method_table[o->method].name);
@@ -450,6 +481,7 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
     fwd_release(&r.fq);
     if (r.use_float)
         fwd_release(&r.ff);
+    rotator_release(&r.rot);
     arena_release(&r.arena);
     return rc;
 }

@@ -25,20 +25,21 @@ static bool asked(const struct model *m, const struct quant_options *o, int i, u
 static uint64_t kept_bytes(const struct model *m, const struct quant_options *o)
 {
     const struct hparams *hp = &m->hp;
+    bool tied = hp->tied && !o->rotate; /* a rotated head is no longer the embedding */
     uint64_t width = o->kept == DT_F16 ? 2 : 4;
-    uint64_t n = (uint64_t)(hp->n_vocab * hp->n_embd) * (hp->tied ? 1 : 2) + (uint64_t)hp->n_embd;
+    uint64_t n = (uint64_t)(hp->n_vocab * hp->n_embd) * (tied ? 1 : 2) + (uint64_t)hp->n_embd;
     for (int64_t i = 0; i < hp->n_layer; i++) {
         n += 2 * (uint64_t)hp->n_embd + (hp->qk_norm ? 2 * (uint64_t)hp->head_dim : 0);
         for (int r = 0; r < ROLE_COUNT; r++)
             n += m->layers[i].lin[r].b ? (uint64_t)m->layers[i].lin[r].w.dim[0] : 0;
     }
     n *= width;
-    for (int i = 0; i < (hp->tied ? 1 : 2); i++) {
+    for (int i = 0; i < (tied ? 1 : 2); i++) {
         const struct tensor *t = i ? &m->lm_head : &m->tok_embd;
         uint64_t bytes = (uint64_t)tensor_count(t) * width;
         n -= bytes;
         if (!asked(m, o, i, &bytes) && o->kept_packed) /* at their own width, or F16 */
-            bytes = t->type == DT_F32 ? 2 * (uint64_t)tensor_count(t) : t->size;
+            bytes = t->type == DT_F32 || o->rotate ? 2 * (uint64_t)tensor_count(t) : t->size;
         n += bytes;
     }
     return n;
@@ -83,7 +84,7 @@ void quant_plan(const struct model *m, const struct quant_options *o, int64_t ca
     uint64_t wide = (uint64_t)(hp->n_head * hp->head_dim > hp->n_ff ? hp->n_head * hp->head_dim : hp->n_ff);
     uint64_t block = weights / (uint64_t)(hp->n_layer ? hp->n_layer : 1) * 4;
     p->peak_bytes = m->ck->data_bytes + p->quantized_bytes + block;
-    if (o->kept == DT_F16) /* rounded copies; F32 stays the view that it is */
+    if (o->kept == DT_F16 || o->rotate) /* copies; else F32 stays the view that it is */
         p->peak_bytes += p->kept_bytes;
     if (method_table[o->method].needs_calib)
         p->peak_bytes += (uint64_t)calib_tokens * ((uint64_t)hp->n_embd * (with_float ? 2 : 1) + wide) * 4 +

@@ -64,7 +64,8 @@ struct quant_options {
     int zero_min;     /* smallest zero point, 0 or 1: GPTQ v1 files cannot hold 0 */
     bool dsq, dac;    /* d2quant only */
     bool dac_accept;  /* keep a block's DAC only where held-out calibration gains */
-    double alpha, beta; /* propagated error; 0, 0: off */
+    double alpha, beta; /* propagated error; 0, 0: off. gptaq: alpha is the share of its term */
+    bool rotate;      /* QuaRot's fusable rotation before anything else (quant/rotate.h) */
     double prop_damp; /* of H in the propagated error, as a share of its mean diagonal */
     enum quant_order order;
     enum quant_search search;

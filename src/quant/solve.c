@@ -213,12 +213,15 @@ static void tile_feedback(const struct solve_job *job, struct tile_state *st)
             int64_t end = run_end(job, j, jend), g = group_of(job, j);
             if (!job->perm && j % job->grid->group == 0)
                 fit_group(job, st->t, g, st);
-            job->k->feedback(job->grid, st->t, job->u, d, j, end - j, jend, st->g + g, st->codes + j * TILE_R,
+            job->k->feedback(job->grid, st->t, job->u, job->in->asym, d, j, end - j, jend, st->g + g, st->codes + j * TILE_R,
                              st->err + (j - j0) * TILE_R);
             j = end;
         }
         if (jend < d)
             la_sgemm_tile(1, 0, d - jend, TILE_R, jend - j0, -1, job->u + j0 * d + jend, d, st->err,
+                          TILE_R, 1, st->t + jend * TILE_R, TILE_R);
+        if (jend < d && job->in->asym)
+            la_sgemm_tile(1, 0, d - jend, TILE_R, jend - j0, 1, job->in->asym + j0 * d + jend, d, st->t + j0 * TILE_R,
                           TILE_R, 1, st->t + jend * TILE_R, TILE_R);
         j0 = jend;
     }

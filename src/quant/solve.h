@@ -30,6 +30,7 @@ struct solve_in {
     const float *h;          /* (n_in, n_in) undamped, or NULL */
     const struct factor *f;  /* NULL: round to nearest */
     const struct grid *grid;
+    const float *asym;       /* (n_in, n_in) GPTAQ's term in processing order (gptaq_term), or NULL */
     const float *col_scale;  /* (n_in) s^c, or NULL: ones; codes then stand for w[:,j] / s^c[j] */
 };
 

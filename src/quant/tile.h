@@ -34,8 +34,9 @@ struct tile_kernels {
     void (*fit)(const struct grid *g, enum quant_search search, const float *w, const float *hw, int64_t n,
                 const struct tile_super *super, struct tile_group *out);
     /* GPTQ on columns [j, j+n) of t, all of group p: codes (n, TILE_R), errors (w - value)/u_jj into
-     * err (n, TILE_R), and t's columns up to jend updated. u: row j of the factor at u + j*ldu. */
-    void (*feedback)(const struct grid *g, float *t, const float *u, int64_t ldu, int64_t j, int64_t n,
+     * err (n, TILE_R), and t's columns up to jend updated. u: row j of the factor at u + j*ldu. asym (NULL: none), as u: GPTAQ's
+     * term; the columns after j gain w_j P_jk, w_j as it stands in t, where it stays. */
+    void (*feedback)(const struct grid *g, float *t, const float *u, const float *asym, int64_t ldu, int64_t j, int64_t n,
                      int64_t jend, const struct tile_group *p, uint8_t *codes, float *err);
     /* Codes only: round to nearest. */
     void (*round)(const struct grid *g, const float *t, int64_t n, const struct tile_group *p, uint8_t *codes);

@@ -38,8 +38,8 @@ static inline float scale_round(float s)
 
 #include "quant/tile_fit.h"
 
-static void feedback(const struct grid *g, float *t, const float *u, int64_t ldu, int64_t j0, int64_t n,
-                     int64_t jend, const struct tile_group *p, uint8_t *codes, float *err)
+static void feedback(const struct grid *g, float *t, const float *u, const float *asym, int64_t ldu, int64_t j0,
+                     int64_t n, int64_t jend, const struct tile_group *p, uint8_t *codes, float *err)
 {
     const float *s = p->s, *z = p->z, *b = p->b;
     float inv[R], maxq = (float)g->maxq;
@@ -56,6 +56,10 @@ static void feedback(const struct grid *g, float *t, const float *u, int64_t ldu
         for (int64_t k = j + 1; k < jend; k++) {
             float *tk = t + k * R, uk = uj[k];
             FOR_R tk[r] -= e[r] * uk;
+        }
+        for (int64_t k = j + 1; asym && k < jend; k++) {
+            float *tk = t + k * R, pk = asym[j * ldu + k];
+            FOR_R tk[r] += tj[r] * pk;
         }
     }
 }
