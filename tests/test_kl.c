@@ -148,9 +148,29 @@ static void through_a_file(void **state)
     run_kl(m, &from, text, n, &r2, &k2);
     assert_int_equal(eval_kl(m, text + 5, n - 5, &from, NULL, &r2, &k2, &e), -1); /* another text */
     from.e.protocol = PROTOCOL_GPTQ;
-    assert_int_equal(eval_kl(m, text, n, &from, NULL, &r2, &k2, &e), -1);
+    assert_int_equal(eval_kl(m, NULL, 0, &from, NULL, &r2, &k2, &e), -1); /* all of a window needs the text */
     assert_non_null(strstr(e.msg, "protocol llama"));
     kl_base_release(&b);
+    /* by protocol gptq every token is scored, the second halves are compared */
+    from.e.rule = RULE_AS_IS;
+    struct eval_options whole = from.e;
+    whole.save = path;
+    whole.ctx = CTX;
+    assert_int_equal(eval_perplexity(ref, text, n, &whole, NULL, &r, &e), 0);
+    assert_int_equal(kl_base_open(&b, path, &e), 0);
+    assert_int_equal(b.n, r.n_windows);
+    whole.save = NULL;
+    run_kl(m, &from, text, n, &r2, &k2);
+    assert_int_equal(eval_perplexity(m, text, n, &whole, NULL, &r, &e), 0);
+    assert_true(r2.tokens == r.tokens && fabs(r2.nll - r.nll) < 1e-12);
+    assert_int_equal(k2.tokens, r.n_windows * (CTX - CTX / 2 - 1));
+    kl_base_release(&b);
+    o.e.protocol = PROTOCOL_LLAMA; /* text as it is, no BOS: the same windows */
+    o.save = NULL;
+    struct kl_result k3;
+    run_kl(m, &o, text, n, &r, &k3);
+    assert_true(fabs(k3.kl.mean - k2.kl.mean) < 1.3e-4);
+    o.save = path;
     o.e.protocol = PROTOCOL_GPTQ;
     assert_int_equal(eval_kl(m, text, n, &o, NULL, &r, &k, &e), -1); /* cannot be stored */
     mem_free(text);

@@ -35,6 +35,7 @@ static void add_kl(json_t *root, const struct kl_result *k, const char *referenc
 {
     add_spread(root, "kl", &k->kl);
     add_spread(root, "dp", &k->dp);
+    json_object_set_new(root, "kl_tokens", json_integer((json_int_t)k->tokens));
     json_object_update_new(root, json_pack("{sfsfsfsfsfsfsf}", "dp_rms", k->dp_rms, "dp_rms_err", k->dp_rms_err, "top1", k->top1,
                                            "top1_err", k->top1_err, "nll_ref", k->nll_ref, "ppl_ref", k->ppl_ref, "ppl_ref_err",
                                            k->ppl_ref_err));

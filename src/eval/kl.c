@@ -52,7 +52,8 @@ void spread_of(double *v, int64_t n, struct spread *s)
 
 struct sums {
     double nll, nll2, ref, ref2, both, dp2, dp4;
-    int64_t same, n;
+    double nll_all;   /* over the tokens that are not compared, too */
+    int64_t same, n, n_all;
 };
 
 static void finish(const struct sums *s, double *kl, double *dp, struct eval_result *r, struct kl_result *k)
@@ -94,7 +95,9 @@ struct pair {
     int32_t *ids;                 /* (size) */
     struct kl_row *row;           /* (size) */
     float *base;                  /* (tile, n_vocab): log p out of the file */
-    double *kl, *dp;              /* (all scored tokens) */
+    double *logp;                 /* (size): of tokens that are scored but not compared */
+    int64_t first;                /* tokens first .. size-1 of a window are compared; those before, from w->first on, only scored */
+    double *kl, *dp;              /* (all compared tokens) */
     struct sums s;
     struct arena arena;
 };
@@ -113,7 +116,7 @@ static int compare_rows(struct pair *p, int64_t i, int64_t t, int64_t n, struct 
     if (pass_logits(&p->pass, p->m, t - 1, n, e))
         return -1;
     if (b) {
-        if (kl_base_rows(b, i, t - p->w->first, n, p->base, e))
+        if (kl_base_rows(b, i, t - p->first, n, p->base, e))
             return -1;
     } else if (pass_logits(&p->ref, p->o->ref, t - 1, n, e) || (p->save.rows && kl_base_add(&p->save, p->ref.logits, n, e))) {
         return -1;
@@ -154,12 +157,23 @@ static int score_window(struct pair *p, int64_t i, struct err *e)
     int64_t tile = p->pass.tile;
     if (p->o->ref && p->ref.tile < tile)
         tile = p->ref.tile;
-    for (int64_t t = w->first, n; t < w->size; t += n) {
+    for (int64_t t = w->first, n; t < p->first; t += n) {
+        n = p->first - t < tile ? p->first - t : tile;
+        if (pass_logits(&p->pass, p->m, t - 1, n, e))
+            return -1;
+        op_log_prob(p->pass.logits, n, p->m->hp.n_vocab, p->ids + t, p->logp + t);
+        for (int64_t k = t; k < t + n; k++)
+            p->s.nll_all -= p->logp[k];
+        p->s.n_all += n;
+    }
+    if (!isfinite(p->s.nll_all))
+        return bad(p, p->m->ck->path, i, w->first, e);
+    for (int64_t t = p->first, n; t < w->size; t += n) {
         n = w->size - t < tile ? w->size - t : tile;
         if (compare_rows(p, i, t, n, e))
             return -1;
     }
-    for (int64_t t = w->first; t < w->size; t++)
+    for (int64_t t = p->first; t < w->size; t++)
         add_row(p, &p->row[t]);
     return 0;
 }
@@ -167,16 +181,21 @@ static int score_window(struct pair *p, int64_t i, struct err *e)
 static int pair_init(struct pair *p, struct err *e)
 {
     const struct windows *w = p->w;
-    size_t n = (size_t)(w->n * (w->size - w->first)), vocab = (size_t)p->m->hp.n_vocab;
+    p->first = p->o->base ? w->size / 2 + 1 : w->first;
+    size_t n = (size_t)(w->n * (w->size - p->first)), vocab = (size_t)p->m->hp.n_vocab;
     if (pass_init(&p->pass, p->m, w->size, e) || (p->o->ref && pass_init(&p->ref, p->o->ref, w->size, e)))
         return -1;
     p->ids = arena_alloc(&p->arena, (size_t)w->size, sizeof *p->ids);
     p->row = arena_alloc(&p->arena, (size_t)w->size, sizeof *p->row);
+    p->logp = arena_alloc(&p->arena, (size_t)w->size, sizeof *p->logp);
     p->kl = arena_alloc(&p->arena, n, sizeof *p->kl);
     p->dp = arena_alloc(&p->arena, n, sizeof *p->dp);
     p->base = p->o->base ? arena_alloc(&p->arena, (size_t)p->pass.tile, vocab * sizeof(float)) : NULL;
-    if (!p->ids || !p->row || !p->kl || !p->dp || (p->o->base && !p->base))
+    if (!p->ids || !p->row || !p->logp || !p->kl || !p->dp || (p->o->base && !p->base))
         return err_nomem(e, "divergence", n * 16);
+    if (p->o->save && w->first != w->size / 2 + 1)
+        return err_set(e, ERR_USAGE, "%s: a file of log probabilities holds the second half of each window: compare by protocol "
+                       "llama, or store them in a run without a reference", p->o->save);
     if (p->o->save)
         return kl_base_create(&p->save, p->o->save, w, p->m->hp.n_vocab, p->ref.tile, e);
     return 0;
@@ -250,8 +269,8 @@ static int base_windows(const struct model *m, const char *text, size_t n_text, 
 {
     const struct kl_base *b = o->base;
     struct windows stored;
-    if (o->e.protocol != PROTOCOL_LLAMA)
-        return err_set(e, ERR_USAGE, "%s: holds the second half of each window: compare with it by protocol llama", b->map.path);
+    if (!text && o->e.protocol != PROTOCOL_LLAMA)
+        return err_set(e, ERR_USAGE, "%s: its own tokens are compared by protocol llama; protocol gptq needs the text", b->map.path);
     if (o->save)
         return err_set(e, ERR_USAGE, "%s: stored log probabilities are the reference already, so there is nothing to save in %s",
                        b->map.path, o->save);
@@ -267,7 +286,7 @@ static int base_windows(const struct model *m, const char *text, size_t n_text, 
         *w = stored;
         return 0;
     }
-    int rc = windows_init(w, m, text, n_text, PROTOCOL_LLAMA, o->e.rule, b->window, stored.n, e);
+    int rc = windows_init(w, m, text, n_text, o->e.protocol, o->e.rule, b->window, stored.n, e);
     if (!rc) {
         rc = w->n < stored.n ? err_set(e, ERR_USAGE, "%s: holds %lld windows, but the text has %lld only: it is of another text",
                                        b->map.path, (long long)b->n, (long long)w->n)
@@ -296,7 +315,13 @@ int eval_kl(const struct model *m, const char *text, size_t n_text, const struct
         rc = score_all(&p, log, e);
         if (!rc)
             finish(&p.s, p.kl, p.dp, r, k);
-        r->tokens = p.s.n;
+        r->tokens = k->tokens = p.s.n;
+        if (!rc && p.s.n_all > 0) { /* protocol gptq beside a file, which holds second halves only */
+            r->tokens += p.s.n_all;
+            r->nll = (p.s.nll + p.s.nll_all) / (double)r->tokens;
+            r->ppl_err *= exp(r->nll) / r->ppl;
+            r->ppl = exp(r->nll);
+        }
         pass_release(&p.pass);
         pass_release(&p.ref);
         arena_release(&p.arena);

@@ -24,6 +24,7 @@ struct kl_result {
     double ln_ratio, ln_ratio_err; /* ln ppl - ln ppl_ref */
     double ratio, ratio_err, diff, diff_err; /* ppl / ppl_ref, ppl - ppl_ref */
     double cor;                 /* of ln p and ln p_ref */
+    int64_t tokens;             /* compared: those scored, but against a file the second half of each window only */
 };
 
 /* One of ref and base is given. text may be NULL with base: its own tokens are taken; else they must be those of the

@@ -144,9 +144,6 @@ int kl_base_create(struct kl_base_writer *w, const char *path, const struct wind
 {
     const int32_t counts[3] = { (int32_t)win->size, (int32_t)n_vocab, (int32_t)win->n };
     memset(w, 0, sizeof *w);
-    if (win->first != win->size / 2 + 1)
-        return err_set(e, ERR_USAGE, "%s: a file of log probabilities holds the second half of each window, as protocol "
-                       "llama scores: protocol %s cannot be stored", path, win->protocol);
     w->n_vocab = n_vocab;
     w->row_bytes = row_bytes(n_vocab);
     w->tile = tile;

@@ -40,9 +40,11 @@ static int score_window(struct scorer *s, int64_t i, struct err *e)
     if (pass_run(&s->pass, s->m, s->ids, e))
         return -1;
     /* the row before a token predicts it */
-    for (int64_t t = w->first, n; t < w->size; t += n) {
-        n = w->size - t < s->pass.tile ? w->size - t : s->pass.tile;
-        if (pass_logits(&s->pass, s->m, t - 1, n, e) || (s->save.rows && kl_base_add(&s->save, s->pass.logits, n, e)))
+    int64_t half = w->size / 2 + 1; /* what a file of log probabilities begins with */
+    for (int64_t t = w->first, n, end; t < w->size; t += n) {
+        end = s->save.rows && t < half ? half : w->size;
+        n = end - t < s->pass.tile ? end - t : s->pass.tile;
+        if (pass_logits(&s->pass, s->m, t - 1, n, e) || (s->save.rows && t >= half && kl_base_add(&s->save, s->pass.logits, n, e)))
             return -1;
         op_log_prob(s->pass.logits, n, s->m->hp.n_vocab, s->ids + t, s->logp + t);
     }
