@@ -39,7 +39,18 @@ bool cpu_has_avx512(void)
         return false;
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && BIT(b, 16) && BIT(b, 17) && BIT(b, 30) && BIT(b, 31);
 }
+
+bool cpu_has_avx512_vnni(void)
+{
+    uint32_t a, b, c, d;
+    return cpu_has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && BIT(c, 11);
+}
 #else
+bool cpu_has_avx512_vnni(void)
+{
+    return false;
+}
+
 bool cpu_has_avx2(void)
 {
     return false;

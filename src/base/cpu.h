@@ -8,6 +8,7 @@
 bool cpu_has_generic(void); /* always */
 bool cpu_has_avx2(void);    /* AVX2, FMA and F16C */
 bool cpu_has_avx512(void);  /* the above and AVX-512 F, BW, DQ, VL */
+bool cpu_has_avx512_vnni(void); /* cpu_has_avx512 and its 8-bit dot products */
 bool cpu_has_neon(void);
 
 #endif

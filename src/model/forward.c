@@ -73,19 +73,24 @@ void fwd_attn_in(const struct model *m, const struct layer *l, const float *h, i
 int fwd_qkv(const struct model *m, const struct layer *l, const float *x, int64_t n, const int32_t *pos,
             float *q, float *k, float *v, struct err *e)
 {
-    const struct hparams *hp = &m->hp;
     const struct linear *lin = l->lin;
     if (op_linear(&lin[ROLE_Q].w, lin[ROLE_Q].b, x, n, q, 0, e) ||
         op_linear(&lin[ROLE_K].w, lin[ROLE_K].b, x, n, k, 0, e) ||
         op_linear(&lin[ROLE_V].w, lin[ROLE_V].b, x, n, v, 0, e))
         return -1;
+    fwd_rotate(m, l, n, pos, q, k);
+    return 0;
+}
+
+void fwd_rotate(const struct model *m, const struct layer *l, int64_t n, const int32_t *pos, float *q, float *k)
+{
+    const struct hparams *hp = &m->hp;
     if (l->q_norm)
         op_rmsnorm(q, l->q_norm, n * hp->n_head, hp->head_dim, hp->rms_eps, q);
     if (l->k_norm)
         op_rmsnorm(k, l->k_norm, n * hp->n_head_kv, hp->head_dim, hp->rms_eps, k);
     op_rope(q, n, hp->n_head, hp->head_dim, pos, m->inv_freq, m->rope_attn_scale);
     op_rope(k, n, hp->n_head_kv, hp->head_dim, pos, m->inv_freq, m->rope_attn_scale);
-    return 0;
 }
 
 int fwd_attn(const struct model *m, const struct layer *l, struct fwd *f, const float *x, int64_t n,

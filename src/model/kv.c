@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "backend/backend.h"
+#include "backend/packed.h"
 #include "base/par.h"
 #include "model/model.h"
 
@@ -50,6 +51,52 @@ static float *row_of(const struct hparams *hp, const struct kv_cache *c, float *
     return base + (layer * c->cap + pos) * hp->n_head_kv * hp->head_dim;
 }
 
+/* ---- the stages of forward.c with either kind of product ------------------ */
+
+static struct linear_part part(const struct linear *l, float *y, int accumulate)
+{
+    return (struct linear_part){ &l->w, l->b, y, accumulate };
+}
+
+static int qkv(const struct model *m, const struct layer *l, bool packed, const float *x, int64_t n, const int32_t *pos,
+               float *q, float *k, float *v, struct err *e)
+{
+    if (!packed)
+        return fwd_qkv(m, l, x, n, pos, q, k, v, e);
+    const struct linear_part p[3] = { part(&l->lin[ROLE_Q], q, 0), part(&l->lin[ROLE_K], k, 0), part(&l->lin[ROLE_V], v, 0) };
+    if (op_linear_packed(p, 3, x, n, e))
+        return -1;
+    fwd_rotate(m, l, n, pos, q, k);
+    return 0;
+}
+
+/* h += lin(x) */
+static int add_linear(const struct linear *l, const float *x, int64_t n, float *h, struct err *e)
+{
+    const struct linear_part p = part(l, h, 1);
+    return op_linear_packed(&p, 1, x, n, e);
+}
+
+static int feed_forward(const struct layer *l, bool packed, struct fwd *f, float *h, int64_t n, struct err *e)
+{
+    if (!packed)
+        return fwd_act(l, f, f->x, n, f->g, e) || fwd_ffn_out(l, f->g, n, h, e) ? -1 : 0;
+    const struct linear_part p[2] = { part(&l->lin[ROLE_GATE], f->g, 0), part(&l->lin[ROLE_UP], f->u, 0) };
+    if (op_linear_packed(p, 2, f->x, n, e))
+        return -1;
+    op_silu_mul(f->g, f->u, n * tensor_rows(p->w), f->g);
+    return add_linear(&l->lin[ROLE_DOWN], f->g, n, h, e);
+}
+
+static int head(const struct model *m, bool packed, const float *h, int64_t n, float *x, float *logits, struct err *e)
+{
+    if (!packed)
+        return fwd_logits(m, h, n, x, logits, e);
+    const struct linear_part p = { &m->lm_head, NULL, logits, 0 };
+    op_rmsnorm(h, m->out_norm, n, m->hp.n_embd, m->hp.rms_eps, x);
+    return op_linear_packed(&p, 1, x, n, e);
+}
+
 /* ---- attention over one cache, or over one for each row ------------------- */
 
 struct attend {
@@ -86,12 +133,12 @@ static int attend(const struct model *m, struct kv_cache *const *c, int64_t n_se
     const struct layer *l = &m->layers[layer];
     if (n_seq == 1) {
         float *k = row_of(hp, c[0], c[0]->k, layer, c[0]->n), *v = row_of(hp, c[0], c[0]->v, layer, c[0]->n);
-        if (fwd_qkv(m, l, f->x, n, f->pos, f->q, k, v, e))
+        if (qkv(m, l, c[0]->packed, f->x, n, f->pos, f->q, k, v, e))
             return -1;
         return op_attention(f->q, row_of(hp, c[0], c[0]->k, layer, 0), row_of(hp, c[0], c[0]->v, layer, 0), n,
                             c[0]->n, hp->n_head, hp->n_head_kv, hp->head_dim, hp->window, f->a, e);
     }
-    if (fwd_qkv(m, l, f->x, n, f->pos, f->q, f->k, f->v, e))
+    if (qkv(m, l, c[0]->packed, f->x, n, f->pos, f->q, f->k, f->v, e))
         return -1;
     struct attend a = { m, c, f, layer, false, e };
     par_for((size_t)n, attend_row, &a);
@@ -105,10 +152,11 @@ static int blocks(const struct model *m, struct kv_cache *const *c, int64_t n_se
     for (int64_t i = 0; i < m->hp.n_layer; i++) {
         const struct layer *l = &m->layers[i];
         fwd_attn_in(m, l, h, n, f->x);
-        if (attend(m, c, n_seq, f, n, i, e) || fwd_attn_out(l, f->a, n, h, e))
+        if (attend(m, c, n_seq, f, n, i, e) ||
+            (c[0]->packed ? add_linear(&l->lin[ROLE_O], f->a, n, h, e) : fwd_attn_out(l, f->a, n, h, e)))
             return -1;
         fwd_ffn_in(m, l, h, n, f->x);
-        if (fwd_act(l, f, f->x, n, f->g, e) || fwd_ffn_out(l, f->g, n, h, e))
+        if (feed_forward(l, c[0]->packed, f, h, n, e))
             return -1;
     }
     return 0;
@@ -138,7 +186,7 @@ int kv_forward(const struct model *m, struct kv_cache *c, const int32_t *ids, in
     if (!logits)
         return 0;
     int64_t rows = all ? n : 1;
-    return fwd_logits(m, c->h + (n - rows) * m->hp.n_embd, rows, c->f.x, logits, e);
+    return head(m, c->packed, c->h + (n - rows) * m->hp.n_embd, rows, c->f.x, logits, e);
 }
 
 int kv_step(const struct model *m, struct kv_cache *const *c, int64_t n_seq, const int32_t *ids,
@@ -159,5 +207,5 @@ int kv_step(const struct model *m, struct kv_cache *const *c, int64_t n_seq, con
         return -1;
     for (int64_t i = 0; i < n_seq; i++)
         c[i]->n++;
-    return logits ? fwd_logits(m, c[0]->h, n_seq, f->x, logits, e) : 0;
+    return logits ? head(m, c[0]->packed, c[0]->h, n_seq, f->x, logits, e) : 0;
 }

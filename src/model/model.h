@@ -103,6 +103,8 @@ int fwd_ffn_out(const struct layer *l, const float *g, int64_t n, float *h, stru
 /* The first half of fwd_attn: q, k, v of x with norms and rope, token t at position pos[t]. */
 int fwd_qkv(const struct model *m, const struct layer *l, const float *x, int64_t n, const int32_t *pos,
             float *q, float *k, float *v, struct err *e);
+/* What follows the three products in fwd_qkv: norms and rope. */
+void fwd_rotate(const struct model *m, const struct layer *l, int64_t n, const int32_t *pos, float *q, float *k);
 /* All stages of one block. */
 int fwd_block(const struct model *m, const struct layer *l, struct fwd *f, float *h, int64_t n, struct err *e);
 /* logits (n, n_vocab) = lm_head(rmsnorm(h) * out_norm). h is not changed. x: scratch (n, n_embd). */
@@ -112,6 +114,7 @@ int fwd_logits(const struct model *m, const float *h, int64_t n, float *x, float
 
 struct kv_cache {
     int64_t cap, n;    /* positions; n are filled */
+    bool packed;       /* products by op_linear_packed: activations rounded to 8 bits; false after kv_init */
     float *k, *v;      /* (n_layer, cap, n_head_kv*head_dim) */
     struct fwd f;
     float *h;

@@ -15,6 +15,7 @@ int session_init(struct session *s, const struct model *m, int64_t cap, struct e
         return err_set(e, ERR_USAGE, "a session of %lld tokens makes no sense", (long long)cap);
     if (kv_init(&s->kv, &m->hp, cap, cap < PREFILL ? cap : PREFILL, e))
         return -1;
+    s->kv.packed = true;
     s->logits = arena_alloc(&s->arena, (size_t)m->hp.n_vocab, sizeof *s->logits);
     s->scratch = arena_alloc(&s->arena, (size_t)m->hp.n_vocab, sizeof *s->scratch);
     if (!s->logits || !s->scratch) {

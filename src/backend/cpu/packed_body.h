@@ -1,0 +1,357 @@
+/* packed_body: the packed kernels in plain C, for generic, avx2 and neon; KERNELS_ISA is defined by the including file.
+ *
+ * A type is its unpacking of one chunk of 64 inputs to codes, a and b (see packed.h); the rest is common. Only the
+ * sum of 16 products of bytes has code of its own for an instruction set: integers, so all agree to
+ * the bit there. */
+#include <math.h>
+#include <string.h>
+
+#include "backend/packed.h"
+#include "tensor/block.h"
+#include "tensor/half.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE float half(uint16_t h)
+{
+#if defined(__F16C__)
+    return _cvtsh_ss(h);
+#else
+    return half_to_f32(h);
+#endif
+}
+
+/* sum[g] of 16 codes times 16 activations, codes 0..255, activations -127..127 */
+INLINE void dot_groups(const uint8_t *code, const int8_t *x, int32_t sum[4])
+{
+#if defined(__AVX2__)
+    __m256i p[4];
+    for (int g = 0; g < 4; g++) {
+        __m256i c = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(code + 16 * g)));
+        __m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(x + 16 * g)));
+        p[g] = _mm256_madd_epi16(c, v);
+    }
+    __m256i h = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+    _mm_storeu_si128((__m128i *)(void *)sum, s);
+#elif defined(__aarch64__)
+    for (int g = 0; g < 4; g++) {
+        uint8x16_t c = vld1q_u8(code + 16 * g);
+        int8x16_t v = vld1q_s8(x + 16 * g);
+        int16x8_t c0 = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(c))), c1 = vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(c)));
+        int16x8_t v0 = vmovl_s8(vget_low_s8(v)), v1 = vmovl_s8(vget_high_s8(v));
+        int32x4_t p = vmull_s16(vget_low_s16(c0), vget_low_s16(v0));
+        p = vmlal_s16(p, vget_high_s16(c0), vget_high_s16(v0));
+        p = vmlal_s16(p, vget_low_s16(c1), vget_low_s16(v1));
+        p = vmlal_s16(p, vget_high_s16(c1), vget_high_s16(v1));
+        sum[g] = vaddvq_s32(p);
+    }
+#else
+    for (int g = 0; g < 4; g++) {
+        sum[g] = 0;
+        for (int j = 16 * g; j < 16 * g + 16; j++)
+            sum[g] += code[j] * x[j];
+    }
+#endif
+}
+
+struct chunk {
+    uint8_t q[64];
+    float a[4], b[4];
+};
+
+INLINE void put(struct chunk *c, int g, int n, float a, float b)
+{
+    for (int i = g; i < g + n; i++) {
+        c->a[i] = a;
+        c->b[i] = b;
+    }
+}
+
+typedef void (*unpack_fn)(const struct packed_rows *r, int i, int64_t k, struct chunk *c);
+
+INLINE float add_chunk(const struct chunk *c, const struct packed_chunk *x)
+{
+    int32_t sum[4];
+    float v = 0;
+    dot_groups(c->q, x->q, sum);
+    for (int g = 0; g < 4; g++) {
+        const float *s = x->s + 4 * g;
+        v += c->a[g] * (x->d[4 * g] * (float)sum[g]) + c->b[g] * ((s[0] + s[1]) + (s[2] + s[3]));
+    }
+    return v;
+}
+
+INLINE void run(const struct packed_rows *r, const struct packed_chunk *x, float *out, unpack_fn unpack)
+{
+    for (int i = 0; i < PACKED_ROWS; i++) {
+        float acc = 0;
+        for (int64_t k = 0; 64 * k < r->n_in; k++) {
+            struct chunk c;
+            unpack(r, i, k, &c);
+            acc += add_chunk(&c, x + k);
+        }
+        out[i] = acc;
+    }
+}
+
+/* ---- blocks of 32: the last chunk may hold one alone ------------------------- */
+
+#define NIBBLES(NAME, BIAS)                                                                        \
+    INLINE void unpack_##NAME(const struct packed_rows *r, int i, int64_t k, struct chunk *c)      \
+    {                                                                                              \
+        const struct block_##NAME *b = (const void *)r->row[i];                                    \
+        for (int h = 0; h < 2; h++) {                                                              \
+            if (64 * k + 32 * h >= r->n_in) {                                                      \
+                memset(c->q + 32, 0, 32);                                                          \
+                put(c, 2, 2, 0, 0);                                                                \
+                break;                                                                             \
+            }                                                                                      \
+            const struct block_##NAME *e = b + 2 * k + h;                                          \
+            for (int j = 0; j < 16; j++) {                                                         \
+                c->q[32 * h + j] = e->qs[j] & 15;                                                  \
+                c->q[32 * h + 16 + j] = e->qs[j] >> 4;                                             \
+            }                                                                                      \
+            float d = half(load_u16(e->d));                                                        \
+            put(c, 2 * h, 2, d, BIAS);                                                             \
+        }                                                                                          \
+    }
+NIBBLES(q4_0, -8 * d)
+NIBBLES(q4_1, half(load_u16(e->m)))
+
+INLINE void unpack_q8_0(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+{
+    const struct block_q8_0 *b = (const void *)r->row[i];
+    for (int h = 0; h < 2; h++) {
+        if (64 * k + 32 * h >= r->n_in) {
+            memset(c->q + 32, 0, 32);
+            put(c, 2, 2, 0, 0);
+            break;
+        }
+        const struct block_q8_0 *e = b + 2 * k + h;
+        for (int j = 0; j < 32; j++)
+            c->q[32 * h + j] = (uint8_t)e->qs[j] ^ 128;
+        float d = half(load_u16(e->d));
+        put(c, 2 * h, 2, d, -128 * d);
+    }
+}
+
+INLINE void unpack_q2_0(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+{
+    const struct block_q2_0 *b = (const struct block_q2_0 *)(const void *)r->row[i] + k;
+    for (int j = 0; j < 16; j++)
+        for (int l = 0; l < 4; l++)
+            c->q[4 * j + l] = b->qs[j] >> (2 * l) & 3;
+    float d = half(load_u16(b->d));
+    put(c, 0, 4, d, -d);
+}
+
+/* ---- superblocks of 256: chunk s of 4 ------------------------------------------- */
+
+#define SUPER(NAME) \
+    const struct block_##NAME *b = (const struct block_##NAME *)(const void *)r->row[i] + k / 4; \
+    int s = (int)(k & 3)
+
+/* Two runs of 32 two-bit codes. */
+INLINE void two_bits(const uint8_t *qs, int s, uint8_t *q)
+{
+    const uint8_t *p = qs + 32 * (s / 2);
+    int shift = 4 * (s & 1);
+    for (int j = 0; j < 32; j++) {
+        q[j] = p[j] >> shift & 3;
+        q[32 + j] = p[j] >> (shift + 2) & 3;
+    }
+}
+
+INLINE void unpack_q2_k(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+{
+    SUPER(q2_k);
+    two_bits(b->qs, s, c->q);
+    float d = half(load_u16(b->d)), m = half(load_u16(b->dmin));
+    for (int g = 0; g < 4; g++)
+        put(c, g, 1, d * (float)(b->scales[4 * s + g] & 15), -m * (float)(b->scales[4 * s + g] >> 4));
+}
+
+INLINE void unpack_tq2_0(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+{
+    SUPER(tq2_0);
+    two_bits(b->qs, s, c->q);
+    float d = half(load_u16(b->d));
+    put(c, 0, 4, d, -d);
+}
+
+INLINE void unpack_q3_k(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+{
+    SUPER(q3_k);
+    two_bits(b->qs, s, c->q);
+    for (int j = 0; j < 32; j++) {
+        c->q[j] |= (uint8_t)((b->hmask[j] >> (2 * s) & 1) << 2);
+        c->q[32 + j] |= (uint8_t)((b->hmask[j] >> (2 * s + 1) & 1) << 2);
+    }
+    float d = half(load_u16(b->d));
+    for (int g = 0; g < 4; g++) {
+        int lo = s < 2 ? b->scales[4 * s + g] & 15 : b->scales[4 * s + g - 8] >> 4;
+        float a = d * (float)((lo | (b->scales[8 + g] >> (2 * s) & 3) << 4) - 32);
+        put(c, g, 1, a, -4 * a);
+    }
+}
+
+INLINE void k4_scales(const uint8_t *sc, int s, float d, float m, struct chunk *c)
+{
+    for (int h = 0; h < 2; h++) {
+        int g = 2 * s + h;
+        int x = g < 4 ? sc[g] & 63 : (sc[g + 4] & 15) | (sc[g - 4] >> 6) << 4;
+        int y = g < 4 ? sc[g + 4] & 63 : (sc[g + 4] >> 4) | (sc[g] >> 6) << 4;
+        put(c, 2 * h, 2, d * (float)x, -m * (float)y);
+    }
+}
+
+INLINE void unpack_q4_k(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+{
+    SUPER(q4_k);
+    for (int j = 0; j < 32; j++) {
+        c->q[j] = b->qs[32 * s + j] & 15;
+        c->q[32 + j] = b->qs[32 * s + j] >> 4;
+    }
+    k4_scales(b->scales, s, half(load_u16(b->d)), half(load_u16(b->dmin)), c);
+}
+
+INLINE void unpack_q5_k(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+{
+    SUPER(q5_k);
+    for (int j = 0; j < 32; j++) {
+        c->q[j] = (uint8_t)((b->qs[32 * s + j] & 15) | (b->qh[j] >> (2 * s) & 1) << 4);
+        c->q[32 + j] = (uint8_t)(b->qs[32 * s + j] >> 4 | (b->qh[j] >> (2 * s + 1) & 1) << 4);
+    }
+    k4_scales(b->scales, s, half(load_u16(b->d)), half(load_u16(b->dmin)), c);
+}
+
+INLINE void unpack_q6_k(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+{
+    SUPER(q6_k);
+    const uint8_t *ql = b->ql + 64 * (s / 2), *qh = b->qh + 32 * (s / 2);
+    int run = 2 * (s & 1);
+    for (int j = 0; j < 64; j++)
+        c->q[j] = (uint8_t)((ql[j] >> (4 * (s & 1)) & 15) | (qh[j & 31] >> (2 * (run + j / 32)) & 3) << 4);
+    float d = half(load_u16(b->d));
+    for (int g = 0; g < 4; g++) {
+        float a = d * (float)b->scales[4 * s + g];
+        put(c, g, 1, a, -32 * a);
+    }
+}
+
+/* ---- grouped integers ------------------------------------------------------------ */
+
+INLINE void unpack_qmat(const struct packed_rows *r, int i, int64_t k, struct chunk *c, int bits)
+{
+    uint8_t p[32 + 4] = { 0 };
+    int64_t left = r->n_in - 64 * k, n = left < 64 ? (left * bits + 7) / 8 : 8 * bits;
+    memcpy(p, r->row[i] + 8 * bits * k, (size_t)n);
+    for (int j = 0; j < 64; j++)
+        c->q[j] = (uint8_t)(load_u16(p + j * bits / 8) >> (j * bits & 7) & ((1 << bits) - 1));
+    for (int g = 0; g < 4; g++) {
+        int64_t at = (64 * k + 16 * g) / r->group;
+        at = at < r->n_groups ? at : r->n_groups - 1;
+        float a = half(r->scale[i][at]);
+        put(c, g, 1, a, -a * (float)r->zero[i][at]);
+    }
+}
+
+INLINE void unpack_int2(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+{
+    unpack_qmat(r, i, k, c, 2);
+}
+
+INLINE void unpack_int3(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+{
+    unpack_qmat(r, i, k, c, 3);
+}
+
+INLINE void unpack_int4(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+{
+    unpack_qmat(r, i, k, c, 4);
+}
+
+#define KERNEL(NAME)                                                                                      \
+    static void rows_##NAME(const struct packed_rows *r, const struct packed_chunk *x, const float *xf,   \
+                            float *out)                                                                   \
+    {                                                                                                     \
+        (void)xf;                                                                                         \
+        run(r, x, out, unpack_##NAME);                                                                    \
+    }
+KERNEL(q4_0) KERNEL(q4_1) KERNEL(q8_0) KERNEL(q2_0) KERNEL(tq2_0) KERNEL(q2_k) KERNEL(q3_k) KERNEL(q4_k)
+KERNEL(q5_k) KERNEL(q6_k) KERNEL(int2) KERNEL(int3) KERNEL(int4)
+
+/* ---- floats of 16 bits --------------------------------------------------------------- */
+
+/* Eight lanes, added in order. */
+#define FLOATS(NAME, VALUE)                                                                               \
+    static void rows_##NAME(const struct packed_rows *r, const struct packed_chunk *x, const float *xf,   \
+                            float *out)                                                                   \
+    {                                                                                                     \
+        (void)x;                                                                                          \
+        for (int i = 0; i < PACKED_ROWS; i++) {                                                           \
+            float lane[8] = { 0 };                                                                        \
+            const uint8_t *p = r->row[i];                                                                 \
+            int64_t j = 0;                                                                                \
+            for (; j + 8 <= r->n_in; j += 8)                                                              \
+                for (int l = 0; l < 8; l++)                                                               \
+                    lane[l] += VALUE(load_u16(p + 2 * (j + l))) * xf[j + l];                              \
+            for (int l = 0; j < r->n_in; j++, l++)                                                        \
+                lane[l] += VALUE(load_u16(p + 2 * j)) * xf[j];                                            \
+            out[i] = ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7])); \
+        }                                                                                                 \
+    }
+FLOATS(f16, half)
+FLOATS(bf16, bf16_to_f32)
+
+/* ---- activations ------------------------------------------------------------------------ */
+
+static void quantize_half(const float *x, int n, struct packed_chunk *c, int half)
+{
+    float max = 0;
+    for (int j = 0; j < n; j++)
+        max = fabsf(x[j]) > max ? fabsf(x[j]) : max;
+    float d = max / 127, inv = d > 0 ? 1 / d : 0;
+    if (!(inv <= 3e38f)) /* subnormal: nothing of it survives */
+        d = inv = 0;
+    int8_t *q = c->q + 32 * half;
+    for (int j = 0; j < n; j++) {
+        float v = x[j] * inv;
+        q[j] = (int8_t)(v + (v < 0 ? -0.5f : 0.5f));
+    }
+    for (int l = 0; l < 8; l++) {
+        c->d[8 * half + l] = d;
+        c->s[8 * half + l] = d * (float)(q[4 * l] + q[4 * l + 1] + q[4 * l + 2] + q[4 * l + 3]);
+    }
+}
+
+static void quantize(const float *x, int64_t n, struct packed_chunk *c)
+{
+    for (; n > 0; n -= 64, x += 64, c++) {
+        if (n < 64)
+            memset(c, 0, sizeof *c);
+        for (int half = 0; half < 2 && n > 32 * half; half++)
+            quantize_half(x + 32 * half, n - 32 * half < 32 ? (int)(n - 32 * half) : 32, c, half);
+    }
+}
+
+#define TABLE_(isa) packed_##isa
+#define TABLE(isa) TABLE_(isa)
+#define NAME_(isa) #isa
+#define NAME(isa) NAME_(isa)
+
+const struct packed_kernels TABLE(KERNELS_ISA) = {
+    .name = NAME(KERNELS_ISA),
+    .quantize = quantize,
+    .type = { [DT_F16] = rows_f16, [DT_BF16] = rows_bf16, [DT_Q4_0] = rows_q4_0, [DT_Q4_1] = rows_q4_1,
+              [DT_Q8_0] = rows_q8_0, [DT_Q2_K] = rows_q2_k, [DT_Q3_K] = rows_q3_k, [DT_Q4_K] = rows_q4_k,
+              [DT_Q5_K] = rows_q5_k, [DT_Q6_K] = rows_q6_k, [DT_TQ2_0] = rows_tq2_0, [DT_Q2_0] = rows_q2_0 },
+    .qmat = { [2] = rows_int2, [3] = rows_int3, [4] = rows_int4 },
+};

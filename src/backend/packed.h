@@ -1,0 +1,67 @@
+/* packed: products of weights that stay packed with activations rounded to 8 bits, for generating text.
+ *
+ * Evaluation and calibration never come here: op_linear multiplies in float. Activations are rounded per 32 inputs to
+ * d q, d = max|x| / 127, |q| <= 127, so a product differs from the float one by at most sum_j |w_j| d_j / 2 (and float
+ * rounding). f16 and bf16 weights take float activations.
+ *
+ * Everything is cut into chunks of 64 inputs. In a chunk a weight is a[g] code + b[g], codes unsigned, g of 4 groups of
+ * 16; a lane is 4 inputs, what one 32-bit sum of a dot-product instruction holds. A kernel does ROWS rows at once, so
+ * that the activations are read once for all of them and several streams of weights are under way. */
+#ifndef D2Q_BACKEND_PACKED_H
+#define D2Q_BACKEND_PACKED_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "tensor/tensor.h"
+
+#define PACKED_CHUNK 64
+#define PACKED_ROWS 4
+
+struct packed_chunk {
+    int8_t q[64];
+    float d[16]; /* of each lane (equal in 8 lanes) */
+    float s[16]; /* d times the sum of the lane's q */
+};
+
+/* What a kernel reads; row[] of PACKED_ROWS rows, which may be equal. */
+struct packed_rows {
+    int64_t n_in;
+    const uint8_t *row[PACKED_ROWS];
+    const uint16_t *scale[PACKED_ROWS]; /* qmat: of the row's groups */
+    const uint8_t *zero[PACKED_ROWS];
+    int64_t group, n_groups;            /* qmat: 16, 32 or a multiple of 64 */
+};
+
+/* out[i], i < PACKED_ROWS: the dot products. x: ceil(n_in / 64) chunks, zero past n_in; xf: the n_in floats. */
+typedef void (*packed_fn)(const struct packed_rows *r, const struct packed_chunk *x, const float *xf, float *out);
+
+struct packed_kernels {
+    const char *name;
+    void (*quantize)(const float *x, int64_t n, struct packed_chunk *c); /* n floats to ceil(n / 64) chunks */
+    packed_fn type[DT_COUNT]; /* NULL: none; the row of DT_QMAT is empty */
+    packed_fn qmat[5];        /* by bits */
+};
+
+extern const struct packed_kernels packed_generic, packed_avx2, packed_avx512, packed_neon;
+
+/* Those that go with cpu_kernels(); packed_avx512 needs VNNI, without it avx2's are taken. */
+const struct packed_kernels *packed_kernels(void);
+/* NULL: w has no packed kernel (float32, groups of odd sizes, act-order). */
+packed_fn packed_find(const struct packed_kernels *k, const struct tensor *w);
+/* Rows of w from row0 on for a kernel; rows past the end repeat the last one. */
+void packed_take(const struct tensor *w, int64_t row0, struct packed_rows *r);
+
+struct linear_part {
+    const struct tensor *w;
+    const float *bias; /* or NULL */
+    float *y;          /* (n, n_out) */
+    int accumulate;
+};
+
+/* Several matrices times the same x (n, n_in): one round over all threads. Matrices that no kernel takes, and
+ * many tokens, go through op_linear. */
+int op_linear_packed(const struct linear_part *part, int n_parts, const float *x, int64_t n, struct err *e);
+
+#endif

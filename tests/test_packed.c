@@ -1,0 +1,79 @@
+/* The packed kernels of every usable instruction set against the generic ones and against double precision (packed_check.c),
+ * and op_linear_packed: bias, accumulation, permuted rows, several matrices, threads, the way out to op_linear. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "backend/backend.h"
+#include "backend/cpu/kernels.h"
+#include "base/cpu.h"
+#include "base/par.h"
+#include "packed_check.h"
+#include "tensor/half.h"
+
+static void test_kernels(void **state)
+{
+    (void)state;
+    for (int i = 0; backend_isa_name(i); i++)
+        if (backend_isa_usable(i)) {
+            assert_int_equal(backend_force(backend_isa_name(i), NULL), 0);
+            const struct packed_kernels *k = packed_kernels();
+            if (strcmp(backend_isa_name(i), "avx512") || cpu_has_avx512_vnni())
+                assert_string_equal(k->name, backend_isa_name(i));
+            assert_int_equal(packed_check(k, &packed_generic), 0);
+        }
+    assert_int_equal(backend_force(NULL, NULL), 0);
+}
+
+enum { IN = 128, OUT = 1024, TOKENS = 3 };
+
+static void test_op(void **state)
+{
+    (void)state;
+    static uint8_t data[OUT * IN / 32 * 34];
+    static float x[12 * IN], bias[OUT], y[2][12 * OUT], want[12 * OUT], z[12 * OUT];
+    for (int i = 0; i < (int)sizeof data; i++)
+        data[i] = (uint8_t)(i * 7 + i / 34 * 13);
+    for (int b = 0; b < (int)sizeof data / 34; b++) {
+        uint16_t h = half_from_f32(0.001f * (float)(b % 7 + 1));
+        memcpy(data + 34 * b, &h, 2);
+    }
+    for (int i = 0; i < 12 * IN; i++)
+        x[i] = sinf((float)i);
+    for (int i = 0; i < OUT; i++)
+        bias[i] = cosf((float)i);
+    struct tensor w = { .name = "w", .type = DT_Q8_0, .n_dims = 2, .dim = { OUT, IN, 1, 1 }, .data = data, .size = sizeof data };
+    struct tensor v = w;
+    v.perm_dim = 64;
+    for (int n = 1; n <= 12; n += n < TOKENS ? 2 : 9) {
+        assert_int_equal(op_linear(&w, bias, x, n, want, 0, NULL), 0);
+        assert_int_equal(op_linear(&v, NULL, x, n, z, 0, NULL), 0);
+        for (int threads = 1; threads <= 3; threads++) {
+            struct linear_part p[2] = { { &w, bias, y[0], 0 }, { &v, NULL, y[1], 1 } };
+            memset(y[1], 0, sizeof y[1]);
+            par_set_threads(threads);
+            assert_int_equal(op_linear_packed(p, 2, x, n, NULL), 0);
+            for (int i = 0; i < n * OUT; i++) { /* |w| <= 0.9, d = 1/127: well below 0.45; typically a hundredth */
+                assert_true(fabsf(y[0][i] - want[i]) < 0.05f);
+                assert_true(fabsf(y[1][i] - z[i]) < 0.05f);
+            }
+            static float first[2][12 * OUT];
+            if (threads == 1)
+                memcpy(first, y, sizeof y);
+            assert_memory_equal(first[0], y[0], (size_t)(n * OUT) * sizeof(float));
+            assert_memory_equal(first[1], y[1], (size_t)(n * OUT) * sizeof(float));
+        }
+        par_set_threads(0);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_kernels), cmocka_unit_test(test_op) };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
