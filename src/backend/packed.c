@@ -13,21 +13,22 @@
 #define FEW 8            /* up to so many tokens come here, more are unpacked and multiplied in float */
 #define MAX_PARTS 4
 
+static const struct packed_kernels *const choices[] = {
+#define ISA(name) &packed_##name,
+#include "backend/cpu/isa.def"
+#undef ISA
+};
+
+/* The row of isa.def that cpu_kernels() is, or the next narrower one that this machine can run. */
 const struct packed_kernels *packed_kernels(void)
 {
     const char *isa = cpu_kernels()->name;
-#if defined(__x86_64__)
-    if (!strcmp(isa, "avx512"))
-        return cpu_has_avx512_vnni() ? &packed_avx512 : &packed_avx2;
-    if (!strcmp(isa, "avx2"))
-        return &packed_avx2;
-#elif defined(__aarch64__)
-    if (!strcmp(isa, "neon"))
-        return &packed_neon;
-#else
-    (void)isa;
-#endif
-    return &packed_generic;
+    size_t i = sizeof choices / sizeof *choices - 1;
+    while (i > 0 && strcmp(choices[i]->name, isa))
+        i--;
+    while (i > 0 && choices[i]->needs_vnni && !cpu_has_avx512_vnni())
+        i--;
+    return choices[i];
 }
 
 packed_fn packed_find(const struct packed_kernels *k, const struct tensor *w)

@@ -38,7 +38,8 @@ struct packed_rows {
 typedef void (*packed_fn)(const struct packed_rows *r, const struct packed_chunk *x, const float *xf, float *out);
 
 struct packed_kernels {
-    const char *name;
+    const char *name; /* of isa.def */
+    bool needs_vnni;
     void (*quantize)(const float *x, int64_t n, struct packed_chunk *c); /* n floats to ceil(n / 64) chunks */
     packed_fn type[DT_COUNT]; /* NULL: none; the row of DT_QMAT is empty */
     packed_fn qmat[5];        /* by bits */

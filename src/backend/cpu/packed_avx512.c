@@ -474,6 +474,7 @@ static void quantize(const float *x, int64_t n, struct packed_chunk *c)
 
 const struct packed_kernels packed_avx512 = {
     .name = "avx512",
+    .needs_vnni = true,
     .quantize = quantize,
     .type = { [DT_F16] = rows_f16, [DT_BF16] = rows_bf16, [DT_Q4_0] = rows_q4_0, [DT_Q4_1] = rows_q4_1,
               [DT_Q8_0] = rows_q8_0, [DT_Q2_K] = rows_q2_k, [DT_Q3_K] = rows_q3_k, [DT_Q4_K] = rows_q4_k,

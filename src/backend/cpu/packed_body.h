@@ -1,65 +1,13 @@
-/* packed_body: the packed kernels in plain C, for generic, avx2 and neon; KERNELS_ISA is defined by the including file.
+/* packed_body: the packed kernels in plain C, for generic, avx2 and neon; KERNELS_ISA, INLINE, half and dot_groups are
+ * defined by the including file.
  *
- * A type is its unpacking of one chunk of 64 inputs to codes, a and b (see packed.h); the rest is common. Only the
- * sum of 16 products of bytes has code of its own for an instruction set: integers, so all agree to
- * the bit there. */
+ * A type is its unpacking of one chunk of 64 inputs to codes, a and b (see packed.h); the rest is common. The
+ * including file has dot_groups, the sums of 16 products of bytes, for its instruction set (integers, so all agree to
+ * the bit there), and half, the value of fp16 bits. */
 #include <math.h>
 #include <string.h>
 
-#include "backend/packed.h"
 #include "tensor/block.h"
-#include "tensor/half.h"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE float half(uint16_t h)
-{
-#if defined(__F16C__)
-    return _cvtsh_ss(h);
-#else
-    return half_to_f32(h);
-#endif
-}
-
-/* sum[g] of 16 codes times 16 activations, codes 0..255, activations -127..127 */
-INLINE void dot_groups(const uint8_t *code, const int8_t *x, int32_t sum[4])
-{
-#if defined(__AVX2__)
-    __m256i p[4];
-    for (int g = 0; g < 4; g++) {
-        __m256i c = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(code + 16 * g)));
-        __m256i v = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(x + 16 * g)));
-        p[g] = _mm256_madd_epi16(c, v);
-    }
-    __m256i h = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
-    _mm_storeu_si128((__m128i *)(void *)sum, s);
-#elif defined(__aarch64__)
-    for (int g = 0; g < 4; g++) {
-        uint8x16_t c = vld1q_u8(code + 16 * g);
-        int8x16_t v = vld1q_s8(x + 16 * g);
-        int16x8_t c0 = vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(c))), c1 = vreinterpretq_s16_u16(vmovl_u8(vget_high_u8(c)));
-        int16x8_t v0 = vmovl_s8(vget_low_s8(v)), v1 = vmovl_s8(vget_high_s8(v));
-        int32x4_t p = vmull_s16(vget_low_s16(c0), vget_low_s16(v0));
-        p = vmlal_s16(p, vget_high_s16(c0), vget_high_s16(v0));
-        p = vmlal_s16(p, vget_low_s16(c1), vget_low_s16(v1));
-        p = vmlal_s16(p, vget_high_s16(c1), vget_high_s16(v1));
-        sum[g] = vaddvq_s32(p);
-    }
-#else
-    for (int g = 0; g < 4; g++) {
-        sum[g] = 0;
-        for (int j = 16 * g; j < 16 * g + 16; j++)
-            sum[g] += code[j] * x[j];
-    }
-#endif
-}
 
 struct chunk {
     uint8_t q[64];
