@@ -103,6 +103,10 @@ typedef struct d2q_quantize_options {
 D2Q_API void d2q_quantize_options_init(d2q_quantize_options *o);
 /* What the run would do and take: tensors, types, bytes, memory. Nothing is changed. */
 D2Q_API int d2q_plan(d2q_model *m, const d2q_quantize_options *o, char **json, d2q_error *err);
+/* Types for a budget, for GGUF: measures on a few calibration sequences what each type costs each matrix and answers with "keep",
+ * o's own and one line a matrix, to be put into o->keep. bytes: of the whole file, embeddings and head take part;
+ * or 0, then bpw: bits a weight of the blocks' matrices. */
+D2Q_API int d2q_choose_types(d2q_model *m, const d2q_quantize_options *o, uint64_t bytes, double bpw, char **json, d2q_error *err);
 D2Q_API int d2q_quantize(d2q_model *m, const d2q_quantize_options *o, char **json, d2q_error *err);
 /* Deletes a work folder, once its result is written. What is not ours in it stays. */
 D2Q_API int d2q_work_remove(const char *work, d2q_error *err);

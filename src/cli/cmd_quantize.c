@@ -18,6 +18,10 @@ struct args {
     const char *out;
     struct opt_list formats, keep;
     int dry_run, group; /* group: the default */
+    uint64_t target_size;
+    double target_bpw;
+    json_t *mix;        /* what d2q_choose_types answered; q.keep points into it */
+    const char **mix_keep;
     const char *work;   /* as given */
     char work_dir[4096];
     d2q_quantize_options q;
@@ -34,6 +38,8 @@ const struct opt cmd_quantize_opts[] = {
     { "grid", 0, OPT_STR, AT(q.grid), NULL, "@grids", 0, 0, "what values there are; a type of GGUF settles bits and group",
       "asym; q2_k, q3_k, q4_k for one GGUF file, portable for GGUF beside others" },
     { "keep", 0, OPT_STRS, AT(keep), "PATTERN=TYPE", NULL, 0, 0, "another grid, or f16, for these tensors (lm_head=q6_k)", NULL },
+    { "target-size", 0, OPT_SIZE, AT(target_size), "SIZE", NULL, 0, 0, "choose GGUF types by what they cost, for a file of this size (480MiB)", NULL },
+    { "target-bpw", 0, OPT_NUM, AT(target_bpw), "X", NULL, 0, 16, "the same for so many bits a weight", NULL },
     { "dsq", 0, OPT_ONOFF, AT(q.dsq), NULL, NULL, 0, 0, "second scale of down_proj, merged into up_proj", "the recipe's" },
     { "dac", 0, OPT_ONOFF, AT(q.dac), NULL, NULL, 0, 0, "mean correction at the norm after attention", "the recipe's" },
     { "propagate", 0, OPT_PAIR, AT(q.alpha), "A,B|off", NULL, 0, 2, "aim at the float path", "the recipe's" },
@@ -182,6 +188,38 @@ static int ask_formats(d2q_model *m, struct args *a, json_t *outputs)
             return show_error(&e);
         json_array_append_new(outputs, show_parse(text));
     }
+    return 0;
+}
+
+/* --target-size, --target-bpw: q.keep becomes one type a matrix. 0, or the exit status after an error was shown. */
+static int choose_types(const struct opt_spec *spec, d2q_model *m, struct args *a)
+{
+    d2q_error e;
+    char *text = NULL;
+    if (!a->target_size && !(a->target_bpw > 0))
+        return 0;
+    if (a->target_size && a->target_bpw > 0)
+        return opt_usage(spec->command, "--target-size and --target-bpw exclude each other");
+    if (a->formats.n != 1 || strcmp(a->formats.v[0], "gguf"))
+        return opt_usage(spec->command, "--target-size, --target-bpw: choose among types of GGUF; name one .gguf file");
+    struct progress p;
+    progress_init(&p, a->c.quiet);
+    a->q.log = progress_log;
+    a->q.log_ud = &p;
+    int rc = d2q_choose_types(m, &a->q, a->target_size, a->target_bpw, &text, &e);
+    progress_clear(&p);
+    a->q.log = NULL;
+    if (rc)
+        return e.code == D2Q_ERR_USAGE ? opt_usage(spec->command, "%s", e.message) : show_error(&e);
+    const json_t *keep = json_object_get(a->mix = show_parse(text), "keep"), *k;
+    size_t i, n = json_array_size(keep);
+    a->mix_keep = calloc(n + 1, sizeof *a->mix_keep);
+    if (!a->mix_keep)
+        return EXIT_FAILED;
+    json_array_foreach(keep, i, k)
+        a->mix_keep[i] = json_string_value(k);
+    a->q.keep = a->mix_keep;
+    a->q.n_keep = (int)n;
     return 0;
 }
 
@@ -394,7 +432,8 @@ int cmd_quantize(const struct opt_spec *spec, int argc, char **argv)
         return show_error(&e);
     char *command = show_command(spec->command, argc, argv);
     a.x.command = command;
-    json_t *plan = make_plan(spec, m, &a, &rc);
+    rc = choose_types(spec, m, &a);
+    json_t *plan = rc ? NULL : make_plan(spec, m, &a, &rc);
     if (plan && a.dry_run) {
         show_common(plan, start);
         rc = a.c.json ? show_json(json_incref(plan)) : print_plan(plan, &a);
@@ -404,6 +443,8 @@ int cmd_quantize(const struct opt_spec *spec, int argc, char **argv)
         rc = work(&a, m, plan, start);
     }
     json_decref(plan);
+    json_decref(a.mix);
+    free(a.mix_keep);
     free(command);
     d2q_close(m);
     return rc;

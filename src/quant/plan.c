@@ -22,27 +22,31 @@ static bool asked(const struct model *m, const struct quant_options *o, int i, u
     return found;
 }
 
-static uint64_t kept_bytes(const struct model *m, const struct quant_options *o)
+/* Embeddings, and the head where it is a matrix of its own. */
+static uint64_t table_bytes(const struct model *m, const struct quant_options *o)
+{
+    uint64_t width = o->kept == DT_F16 ? 2 : 4, sum = 0;
+    int n = m->hp.tied && !o->rotate ? 1 : 2; /* a rotated head is no longer the embedding */
+    for (int i = 0; i < n; i++) {
+        const struct tensor *t = i ? &m->lm_head : &m->tok_embd;
+        uint64_t bytes = (uint64_t)tensor_count(t) * width;
+        if (!asked(m, o, i, &bytes) && o->kept_packed) /* at their own width, or F16 */
+            bytes = t->type == DT_F32 || o->rotate ? 2 * (uint64_t)tensor_count(t) : t->size;
+        sum += bytes;
+    }
+    return sum;
+}
+
+static uint64_t vector_bytes(const struct model *m, const struct quant_options *o)
 {
     const struct hparams *hp = &m->hp;
-    bool tied = hp->tied && !o->rotate; /* a rotated head is no longer the embedding */
-    uint64_t width = o->kept == DT_F16 ? 2 : 4;
-    uint64_t n = (uint64_t)(hp->n_vocab * hp->n_embd) * (tied ? 1 : 2) + (uint64_t)hp->n_embd;
+    uint64_t n = (uint64_t)hp->n_embd;
     for (int64_t i = 0; i < hp->n_layer; i++) {
         n += 2 * (uint64_t)hp->n_embd + (hp->qk_norm ? 2 * (uint64_t)hp->head_dim : 0);
         for (int r = 0; r < ROLE_COUNT; r++)
             n += m->layers[i].lin[r].b ? (uint64_t)m->layers[i].lin[r].w.dim[0] : 0;
     }
-    n *= width;
-    for (int i = 0; i < (tied ? 1 : 2); i++) {
-        const struct tensor *t = i ? &m->lm_head : &m->tok_embd;
-        uint64_t bytes = (uint64_t)tensor_count(t) * width;
-        n -= bytes;
-        if (!asked(m, o, i, &bytes) && o->kept_packed) /* at their own width, or F16 */
-            bytes = t->type == DT_F32 || o->rotate ? 2 * (uint64_t)tensor_count(t) : t->size;
-        n += bytes;
-    }
-    return n;
+    return n * (o->kept == DT_F16 ? 2 : 4);
 }
 
 /* The largest of the four stages: statistics, the factor (double, then float), target and scratch of one matrix. */
@@ -79,7 +83,8 @@ void quant_plan(const struct model *m, const struct quant_options *o, int64_t ca
             p->flops += n * 2 * (double)calib_tokens * (with_float ? 2 : 1) + n * 6 * (double)w->dim[1];
         }
     p->bpw = (double)p->quantized_bytes * 8 / (double)weights;
-    p->kept_bytes = kept_bytes(m, o);
+    p->vector_bytes = vector_bytes(m, o);
+    p->kept_bytes = p->vector_bytes + table_bytes(m, o);
     p->output_bytes = p->quantized_bytes + p->kept_bytes;
     uint64_t wide = (uint64_t)(hp->n_head * hp->head_dim > hp->n_ff ? hp->n_head * hp->head_dim : hp->n_ff);
     uint64_t block = weights / (uint64_t)(hp->n_layer ? hp->n_layer : 1) * 4;

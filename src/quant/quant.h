@@ -54,7 +54,7 @@ struct quant_keep {
     char pattern[96]; /* of the shell, against "model.layers.0.mlp.down_proj", "model.embed_tokens", "lm_head" */
     enum grid_id grid;
 };
-#define QUANT_KEEP_MAX 64
+#define QUANT_KEEP_MAX 2048 /* one a matrix of a large model, and the user's */
 
 struct quant_options {
     enum method method;
@@ -146,6 +146,7 @@ void quant_result_release(struct quant_result *r);
 struct quant_plan {
     double bpw;             /* of the quantized weights */
     uint64_t quantized_bytes, kept_bytes, output_bytes;
+    uint64_t vector_bytes;  /* norms and biases, part of kept_bytes */
     uint64_t peak_bytes;    /* resident, the mapped model counted */
     double flops;           /* of all forward passes and solves */
 };

@@ -1,0 +1,186 @@
+/* Types for a budget: what quant_mix says a type costs against the KL divergence it does cost, and that budgets hold. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "quant/mix.h"
+#include "quant/solve.h"
+
+#define LEN 96
+
+static struct model *open_model(const char *name)
+{
+    struct model *m = NULL;
+    struct err e = { 0 };
+    char path[128];
+    snprintf(path, sizeof path, "tests/fixtures/models/%s", name);
+    if (model_open(&m, path, &e))
+        fail_msg("%s", e.msg);
+    return m;
+}
+
+static void make_calib(struct calib *c, const struct model *m)
+{
+    int32_t ids[MIX_SEQUENCES * LEN];
+    struct err e;
+    uint64_t x = 3;
+    for (int i = 0; i < MIX_SEQUENCES * LEN; i++) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        ids[i] = (int32_t)((x >> 33) % (uint64_t)m->hp.n_vocab);
+    }
+    assert_int_equal(calib_from_tokens(c, ids, MIX_SEQUENCES * LEN, MIX_SEQUENCES, LEN, 1, &e), 0);
+}
+
+static struct quant_options options(void)
+{
+    struct quant_options o;
+    struct err e;
+    assert_int_equal(quant_options_init(&o, "rtn", "default", &e), 0);
+    o.grid = GRID_q2_k;
+    o.kept_packed = true;
+    o.kept = DT_F32;
+    return o;
+}
+
+/* (tokens, n_vocab) log probabilities of all sequences. */
+static float *predictions(const struct model *m, const struct calib *c)
+{
+    int64_t n = c->start[c->n], v = m->hp.n_vocab, d = m->hp.n_embd;
+    float *out = mem_alloc((size_t)(n * v), sizeof *out), *h = mem_alloc((size_t)(n * d), sizeof *h);
+    struct fwd f;
+    struct err e;
+    assert_int_equal(fwd_init(&f, &m->hp, n, &e), 0);
+    assert_int_equal(fwd_embed(m, c->ids, n, h, &e), 0);
+    for (int64_t s = 0; s < c->n; s++)
+        for (int64_t l = 0; l < m->hp.n_layer; l++)
+            assert_int_equal(fwd_block(m, &m->layers[l], &f, h + c->start[s] * d, c->start[s + 1] - c->start[s], &e), 0);
+    assert_int_equal(fwd_logits(m, h, n, f.x, out, &e), 0);
+    for (int64_t t = 0; t < n; t++) {
+        double sum = 0;
+        for (int64_t i = 0; i < v; i++)
+            sum += exp(out[t * v + i]);
+        for (int64_t i = 0; i < v; i++)
+            out[t * v + i] -= (float)log(sum);
+    }
+    fwd_release(&f);
+    mem_free(h);
+    return out;
+}
+
+static double divergence(const float *p, const float *q, int64_t n, int64_t v)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n * v; i++)
+        sum += exp(p[i]) * ((double)p[i] - q[i]);
+    return sum / (double)n;
+}
+
+/* One matrix at its smallest type, everything else kept: estimated and true KL within a factor of 1.7 (one draw of a token
+ * each estimates an expectation; the rest is third order). */
+static void test_estimate(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *model;
+        int64_t layer;
+        enum role role;
+    } cases[] = { { "llama", 0, ROLE_DOWN }, { "llama", 1, ROLE_V }, { "qwen2", 0, ROLE_UP }, { "qwen3", 1, ROLE_O },
+                  { "mistral", 0, ROLE_GATE } };
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        struct model *m = open_model(cases[k].model);
+        struct calib c;
+        struct err e = { 0 };
+        struct quant_options *o = mem_alloc(1, sizeof *o), rtn = options();
+        *o = options();
+        make_calib(&c, m);
+        for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
+            char keep[128];
+            snprintf(keep, sizeof keep, "model.layers.%lld.%s=f32", (long long)(i / ROLE_COUNT), role_hf_name[i % ROLE_COUNT]);
+            if (i != cases[k].layer * ROLE_COUNT + cases[k].role)
+                assert_int_equal(quant_keep_add(o, keep, &e), 0);
+        }
+        struct tensor *w = &m->layers[cases[k].layer].lin[cases[k].role].w, q;
+        struct grid g;
+        uint64_t bytes = 0, others = 0;
+        double estimate = 0;
+        grid_init(&g, GRID_q2_k, 0, 0, 0, w->dim[1]);
+        for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++)
+            others += 4 * (uint64_t)tensor_count(&m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w);
+        others -= 4 * (uint64_t)tensor_count(w);
+        struct mix_target t = { .bytes = others + (uint64_t)(grid_row_bits(&g, w->dim[1]) / 8 * (double)w->dim[0]) };
+        if (quant_mix(m, o, &c, &t, NULL, &bytes, &estimate, &e))
+            fail_msg("%s: %s", cases[k].model, e.msg);
+        assert_true(bytes <= t.bytes);
+        float *p = predictions(m, &c), *wf = mem_alloc((size_t)tensor_count(w), sizeof *wf);
+        tensor_to_f32(w, wf);
+        assert_int_equal(grid_alloc(&g, &m->arena, "test", w->dim[0], w->dim[1], &q, &e), 0);
+        struct solve_in in = { .name = "test", .w = wf, .n_out = w->dim[0], .n_in = w->dim[1], .grid = &g };
+        rtn.search = SEARCH_MSE;
+        assert_int_equal(solve(&in, &rtn, &q, &e), 0);
+        *w = q;
+        float *r = predictions(m, &c);
+        double truth = divergence(p, r, c.start[c.n], m->hp.n_vocab);
+        if (!(estimate > truth / 1.7 && estimate < truth * 1.7))
+            fail_msg("%s layer %lld %s in %s: estimated %g, measured %g", cases[k].model, (long long)cases[k].layer,
+                     role_hf_name[cases[k].role], grid_table[g.id].name, estimate, truth);
+        mem_free(p);
+        mem_free(r);
+        mem_free(wf);
+        mem_free(o);
+        calib_release(&c);
+        model_free(m);
+    }
+}
+
+/* More bytes, less loss; budgets kept and nearly used; names the user fixed untouched; too little refused. */
+static void test_budget(void **state)
+{
+    (void)state;
+    struct model *m = open_model("llama");
+    struct calib c;
+    struct err e = { 0 };
+    struct quant_options *o = mem_alloc(1, sizeof *o);
+    uint64_t bytes = 0, small = 0;
+    double loss = 0, before = 1e30;
+    make_calib(&c, m);
+    for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
+        struct grid g;
+        const struct tensor *w = &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w;
+        grid_init(&g, GRID_q2_k, 0, 0, 0, w->dim[1]);
+        small += (uint64_t)(grid_row_bits(&g, w->dim[1]) / 8 * (double)w->dim[0]);
+    }
+    for (int step = 0; step < 5; step++) {
+        struct mix_target t = { .bytes = small + small * (uint64_t)step / 2 };
+        *o = options();
+        assert_int_equal(quant_mix(m, o, &c, &t, NULL, &bytes, &loss, &e), 0);
+        assert_int_equal(o->n_keep, m->hp.n_layer * ROLE_COUNT);
+        assert_true(bytes <= t.bytes && bytes * 100 > t.bytes * 90);
+        assert_true(loss < before);
+        before = loss;
+    }
+    struct mix_target t = { .bytes = small + 100, .tables = true };
+    *o = options();
+    assert_int_equal(quant_mix(m, o, &c, &t, NULL, &bytes, &loss, &e), -1); /* the tables do not fit */
+    assert_int_equal(e.code, ERR_USAGE);
+    *o = options();
+    assert_int_equal(quant_keep_add(o, "*.v_proj=q8_0", &e), 0);
+    t = (struct mix_target){ .bytes = small * 3 };
+    assert_int_equal(quant_mix(m, o, &c, &t, NULL, &bytes, &loss, &e), 0);
+    for (int i = 1; i < o->n_keep; i++)
+        assert_null(strstr(o->keep[i].pattern, "v_proj"));
+    mem_free(o);
+    calib_release(&c);
+    model_free(m);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_estimate), cmocka_unit_test(test_budget) };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
