@@ -41,7 +41,6 @@ int quant_options_init(struct quant_options *o, const char *method, const char *
     if (!paper) {
         o->alpha = o->beta = 0.5;
         o->sweeps = 1;
-        o->refit = true;
     }
     return 0;
 }

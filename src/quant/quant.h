@@ -70,7 +70,6 @@ struct quant_options {
     enum quant_order order;
     enum quant_search search;
     int sweeps;       /* coordinate-descent sweeps after the solve */
-    bool refit;       /* they improve scales and zero points, too */
     double damp;      /* share of the mean diagonal of H */
     enum quant_sinks sinks;
     enum dsq_init dsq_init;

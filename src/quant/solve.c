@@ -1,13 +1,16 @@
 #include "quant/solve.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "backend/linalg.h"
 #include "base/par.h"
-#include "quant/solve_job.h"
+#include "quant/tile.h"
 #include "tensor/half.h"
 #include "tensor/pack.h"
+
+#define BLOCK 128 /* columns between two lazy updates of the rest */
 
 /* ---- the factor of H ----------------------------------------------------- */
 
@@ -125,7 +128,31 @@ int hessian_cholesky(const float *h, int64_t d, double damp, double **l, struct 
 
 /* ---- the solver ----------------------------------------------------------- */
 
-void tile_load(const struct solve_job *job, int64_t row0, const int32_t *perm, float *t)
+struct solve_job {
+    const struct solve_in *in;
+    const struct grid *grid;
+    enum quant_search search;
+    const struct tile_kernels *k;
+    struct tensor *out;
+    int64_t n_groups;
+    const float *u;    /* factor with col_scale applied, or NULL */
+    const float *hs;   /* scaled, damped, permuted H for the sweeps, or NULL */
+    const float *hw;   /* (n_in) weights of the scale search in input order, or NULL */
+    const int32_t *perm;
+    int sweeps;
+    atomic_int failed; /* out of memory in some item */
+};
+
+struct tile_state {
+    float *t;       /* (n_in, R) what is left to quantize, in processing order */
+    uint8_t *codes; /* (n_in, R) */
+    struct tile_group *g; /* (n_groups) */
+    struct tile_super *super; /* (n_in / grid->super) or NULL */
+    float *err;     /* (BLOCK, R) */
+};
+
+/* Row r of the tile, input perm[j], in units of its column scale; rows past the end repeat the last one. */
+static void tile_load(const struct solve_job *job, int64_t row0, const int32_t *perm, float *t)
 {
     const struct solve_in *in = job->in;
     for (int r = 0; r < TILE_R; r++) {
@@ -138,6 +165,11 @@ void tile_load(const struct solve_job *job, int64_t row0, const int32_t *perm, f
     }
 }
 
+static int64_t group_of(const struct solve_job *job, int64_t j)
+{
+    return (job->perm ? job->perm[j] : j) / job->grid->group;
+}
+
 /* Parameters of group g from the weights t in input order; those of its superblock first, where it begins one. */
 static void fit_group(const struct solve_job *job, const float *t, int64_t g, struct tile_state *st)
 {
@@ -148,6 +180,28 @@ static void fit_group(const struct solve_job *job, const float *t, int64_t g, st
     if (super && j0 % grid->super == 0)
         job->k->fit_super(grid, job->search, t + j0 * TILE_R, job->search == SEARCH_MSE ? NULL : hw, grid->super, super);
     job->k->fit(grid, job->search, t + j0 * TILE_R, hw, n < grid->group ? n : grid->group, super, st->g + g);
+}
+
+/* End of the run of columns from j on that share a group and end at `end` at the latest. */
+static int64_t run_end(const struct solve_job *job, int64_t j, int64_t end)
+{
+    if (job->perm)
+        return j + 1;
+    int64_t next = (j / job->grid->group + 1) * job->grid->group;
+    return next < end ? next : end;
+}
+
+/* Blocks end where groups do, so that a group's parameters see every earlier column's error. */
+static int64_t block_end(const struct solve_job *job, int64_t j)
+{
+    int64_t d = job->in->n_in, g = job->grid->group, end;
+    if (job->perm || g >= BLOCK)
+        end = j + BLOCK;
+    else
+        end = j + BLOCK / g * g;
+    if (!job->perm && g > BLOCK && end > (j / g + 1) * g)
+        end = (j / g + 1) * g;
+    return end < d ? end : d;
 }
 
 static void tile_feedback(const struct solve_job *job, struct tile_state *st)
@@ -183,6 +237,36 @@ static void tile_round(const struct solve_job *job, struct tile_state *st)
         job->k->round(job->grid, st->t + j * TILE_R, end - j, st->g + g, st->codes + j * TILE_R);
         j = end;
     }
+}
+
+/* Coordinate descent over the codes under H, scales fixed; p (n_in, R) is scratch. */
+static void tile_sweep(const struct solve_job *job, int64_t row0, struct tile_state *st, float *p)
+{
+    int64_t d = job->in->n_in;
+    tile_load(job, row0, job->perm, st->t);
+    for (int64_t j = 0; j < d; j++) {
+        const struct tile_group *g = st->g + group_of(job, j);
+        for (int r = 0; r < TILE_R; r++)
+            st->t[j * TILE_R + r] -= g->s[r] * ((float)st->codes[j * TILE_R + r] - g->z[r]) - g->b[r];
+    }
+    la_sgemm_tile(0, 0, d, TILE_R, d, 1, job->hs, d, st->t, TILE_R, 0, p, TILE_R);
+    for (int sweep = 0; sweep < job->sweeps; sweep++)
+        for (int64_t j0 = 0; j0 < d;) {
+            int64_t jend = block_end(job, j0);
+            for (int64_t j = j0; j < jend;) {
+                int64_t end = run_end(job, j, jend);
+                job->k->descend(job->grid, p, job->hs, d, j, end - j, j0, jend, st->g + group_of(job, j),
+                                st->codes + j * TILE_R, st->err + (j - j0) * TILE_R);
+                j = end;
+            }
+            if (jend < d)
+                la_sgemm_tile(1, 0, d - jend, TILE_R, jend - j0, -1, job->hs + j0 * d + jend, d, st->err,
+                              TILE_R, 1, p + jend * TILE_R, TILE_R);
+            if (j0 > 0 && sweep + 1 < job->sweeps)
+                la_sgemm_tile(1, 0, j0, TILE_R, jend - j0, -1, job->hs + j0 * d, d, st->err, TILE_R, 1, p,
+                              TILE_R);
+            j0 = jend;
+        }
 }
 
 /* Row r of the tile as blocks of its type; codes (n_in) in input order. */
@@ -247,13 +331,8 @@ static void solve_item(void *ctx, size_t i, int worker)
         .err = arena_alloc(&a, BLOCK * TILE_R, sizeof(float)),
     };
     float *p = job->hs ? arena_alloc(&a, (size_t)(d * TILE_R), sizeof(float)) : NULL;
-    if (p && job->refit) {
-        int64_t span = super ? super : job->grid->group < d ? job->grid->group : d;
-        st.u = arena_alloc(&a, (size_t)(2 * span * TILE_R), sizeof(float));
-        st.hu = st.u ? st.u + span * TILE_R : NULL;
-    }
     uint8_t *row = arena_alloc(&a, (size_t)d, 1);
-    if (!st.t || !st.codes || !st.g || (super && !st.super) || !st.err || !row || (job->hs && !p) || (p && job->refit && !st.u)) {
+    if (!st.t || !st.codes || !st.g || (super && !st.super) || !st.err || !row || (job->hs && !p)) {
         atomic_store(&job->failed, 1);
     } else {
         tile_load(job, row0, NULL, st.t);
@@ -320,7 +399,6 @@ static int scale_inputs(const struct solve_in *in, const struct quant_options *o
     }
     job->hs = *hs;
     job->sweeps = o->sweeps;
-    job->refit = o->refit;
     return 0;
 }
 
