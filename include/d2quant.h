@@ -148,6 +148,23 @@ typedef struct d2q_eval_options {
 D2Q_API void d2q_eval_options_init(d2q_eval_options *o);
 D2Q_API int d2q_eval(d2q_model *m, const d2q_eval_options *o, char **json, d2q_error *err);
 
+/* Multiple-choice tasks as lm-evaluation-harness scores them, from JSONL files (doc/formats.md). */
+typedef struct d2q_task_options {
+    const char *file;     /* one task's file, or NULL */
+    const char *tasks;    /* "all" (the paper's seven), or names with commas between: d2q_list("tasks"); or NULL */
+    const char *data;     /* folder of their files */
+    int64_t limit;        /* items of each at most, 0: all */
+    int shots;            /* examples before each question, 0 or 5: only mmlu has them */
+    const char *items;    /* file to write: a JSON line an item with the log-likelihoods of its choices; NULL */
+    d2q_log_fn log;
+    void *log_ud;
+} d2q_task_options;
+
+D2Q_API void d2q_task_options_init(d2q_task_options *o);
+/* "tasks": a list of {task, n, shots, acc, acc_err, acc_norm, acc_norm_err, tokens, seconds}; with several also "acc_average" and
+ * "acc_norm_average" (acc where a task has no acc_norm). */
+D2Q_API int d2q_tasks(d2q_model *m, const d2q_task_options *o, char **json, d2q_error *err);
+
 typedef struct d2q_generate_options {
     const char *prompt;
     int64_t max_new;      /* 64 */

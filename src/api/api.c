@@ -7,6 +7,7 @@
 #include "backend/backend.h"
 #include "backend/bench.h"
 #include "base/par.h"
+#include "eval/task.h"
 #include "model/family.h"
 
 int api_fail(d2q_error *out, const struct err *e)
@@ -75,6 +76,9 @@ char *d2q_list(const char *table)
     } else if (!strcmp(table, "formats")) {
         for (int i = 0; i < exporter_count; i++)
             json_array_append_new(list, json_pack("{ssss}", "name", exporter_table[i].name, "help", exporter_table[i].help));
+    } else if (!strcmp(table, "tasks")) {
+        for (int i = 0; i < task_count; i++)
+            json_array_append_new(list, json_pack("{ssss}", "name", task_table[i].name, "help", task_table[i].file));
     } else if (!strcmp(table, "families")) {
 #define FAMILY(n) json_array_append_new(list, json_pack("{ssss}", "name", #n, "help", family_by_name(#n)->hf_arch));
 #include "model/families.def"
