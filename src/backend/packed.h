@@ -5,8 +5,8 @@
  * rounding). f16 and bf16 weights take float activations.
  *
  * Everything is cut into chunks of 64 inputs. In a chunk a weight is a[g] code + b[g], codes unsigned, g of 4 groups of
- * 16; a lane is 4 inputs, what one 32-bit sum of a dot-product instruction holds. A kernel does ROWS rows at once, so
- * that the activations are read once for all of them and several streams of weights are under way. */
+ * 16; a lane is 4 inputs, what one 32-bit sum of a dot-product instruction holds. A kernel is given ROWS
+ * rows and may share among them what it loads of the activations. */
 #ifndef D2Q_BACKEND_PACKED_H
 #define D2Q_BACKEND_PACKED_H
 
