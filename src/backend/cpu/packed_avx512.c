@@ -15,7 +15,8 @@
 #define INLINE static inline __attribute__((always_inline))
 #define LONG 4096
 #define AHEAD 4096     /* bytes from what is read to what is fetched meanwhile; may lie past the end of everything */
-#define AHEAD_LONG 1024
+#define FAR 32768
+#define NEAR 1024
 #define ROWS PACKED_ROWS
 
 INLINE float half(const uint8_t *p)
@@ -38,10 +39,17 @@ INLINE __m512i and8(__m512i v, int mask)
     return _mm512_and_si512(v, _mm512_set1_epi8((char)mask));
 }
 
-INLINE void fetch(const uint8_t *p, int64_t bytes, int n)
+INLINE void fetch(const uint8_t *p, int64_t bytes, int64_t ahead)
 {
     for (int64_t i = 0; i < bytes; i += 64)
-        _mm_prefetch((const char *)(p + (n > 1 ? AHEAD_LONG : AHEAD) + i), _MM_HINT_T0);
+        _mm_prefetch((const char *)(p + ahead + i), _MM_HINT_T0);
+}
+
+/* Of rows one at a time what lies AHEAD, of four the next four, unless they are so long that the cache would not hold them. */
+INLINE int64_t distance(const struct packed_rows *r, int n)
+{
+    int64_t next = r->row[ROWS - 1] - r->row[0];
+    return n == 1 ? AHEAD : next > 0 && next < FAR ? next + (r->row[1] - r->row[0]) : NEAR;
 }
 
 /* BODY does n rows from `first` on; n is a constant in either use. */
@@ -108,7 +116,7 @@ INLINE void flat_rows(const struct packed_rows *r, int first, int n, const struc
 {
     const uint8_t *p[ROWS];
     __m512 acc[ROWS];
-    int64_t k = 0;
+    int64_t k = 0, ahead = distance(r, n);
     for (int i = 0; i < n; i++) {
         p[i] = r->row[first + i];
         acc[i] = _mm512_setzero_ps();
@@ -116,7 +124,7 @@ INLINE void flat_rows(const struct packed_rows *r, int first, int n, const struc
     for (; 64 * k + 64 <= r->n_in; k++) {
         flat_step(p, r, first, n, k, x + k, fn, acc);
         for (int i = 0; i < n; i++) {
-            fetch(p[i], bytes, n);
+            fetch(p[i], bytes, ahead);
             p[i] += bytes;
         }
     }
@@ -279,13 +287,14 @@ INLINE void super_rows(const struct packed_rows *r, int first, int n, const stru
                        factors_fn factors, codes_fn codes, int zero, int per)
 {
     __m512 acc[ROWS];
+    int64_t ahead = distance(r, n);
     for (int i = 0; i < n; i++)
         acc[i] = _mm512_setzero_ps();
     for (int64_t k = 0; 256 * k < r->n_in; k++, x += 4) {
         struct factors f[ROWS];
         for (int i = 0; i < n; i++) {
             f[i] = factors(r->row[first + i] + k * bytes);
-            fetch(r->row[first + i] + k * bytes, bytes, n);
+            fetch(r->row[first + i] + k * bytes, bytes, ahead);
         }
 #pragma GCC unroll 4
         for (int s = 0; s < 4; s++) {
@@ -432,7 +441,7 @@ INLINE __m512 widen(__m256i v, int bf)
 INLINE void float_rows(const struct packed_rows *r, int first, int n, const float *x, float *out, int bf)
 {
     __m512 acc[2][ROWS];
-    int64_t j = 0;
+    int64_t j = 0, ahead = distance(r, n);
     for (int i = 0; i < n; i++)
         acc[0][i] = acc[1][i] = _mm512_setzero_ps();
     for (; j + 32 <= r->n_in; j += 32) {
@@ -444,7 +453,7 @@ INLINE void float_rows(const struct packed_rows *r, int first, int n, const floa
             }
         }
         for (int i = 0; i < n; i++)
-            fetch(r->row[first + i] + 2 * j, 64, n);
+            fetch(r->row[first + i] + 2 * j, 64, ahead);
     }
     for (; j < r->n_in; j += 16) {
         __mmask16 m = (__mmask16)(r->n_in - j < 16 ? (1 << (r->n_in - j)) - 1 : 0xffff);
