@@ -72,6 +72,17 @@ struct packed_job {
     int64_t n, n_in, chunks;
 };
 
+/* From the rows taken to the next: for types whose rows simply follow each other. */
+static inline bool next_rows(const struct tensor *w, struct packed_rows *r)
+{
+    if (w->type == DT_QMAT || w->perm_dim)
+        return false;
+    int64_t bytes = r->row[1] - r->row[0];
+    for (int i = 0; i < PACKED_ROWS; i++)
+        r->row[i] += PACKED_ROWS * bytes;
+    return true;
+}
+
 static void packed_item(void *ctx, size_t item, int worker)
 {
     (void)worker;
@@ -80,11 +91,13 @@ static void packed_item(void *ctx, size_t item, int worker)
     while (item >= j->first[p + 1])
         p++;
     const struct linear_part *part = &j->part[p];
-    int64_t n_out = tensor_rows(part->w), row = (int64_t)(item - j->first[p]) * j->step[p], end = row + j->step[p];
+    int64_t n_out = tensor_rows(part->w), start = (int64_t)(item - j->first[p]) * j->step[p];
+    int64_t row = start, end = start + j->step[p];
+    struct packed_rows r;
     for (end = end < n_out ? end : n_out; row < end; row += PACKED_ROWS) {
-        struct packed_rows r;
         float out[PACKED_ROWS];
-        packed_take(part->w, row, &r);
+        if (row == start || row + PACKED_ROWS > n_out || !next_rows(part->w, &r))
+            packed_take(part->w, row, &r);
         for (int64_t t = 0; t < j->n; t++) {
             j->fn[p](&r, j->x + t * j->chunks, j->xf + t * j->n_in, out);
             for (int64_t i = 0; i < PACKED_ROWS && row + i < end; i++) {

@@ -14,7 +14,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define LONG 4096
-#define AHEAD 4096     /* bytes from what is read to what is fetched meanwhile; may lie past the end of everything */
+#define AHEAD 768 /* bytes from what is read to what is fetched meanwhile; may lie past the end of everything */
+#define AHEAD_FLOAT 8192
 #define FAR 32768
 #define NEAR 1024
 #define ROWS PACKED_ROWS
@@ -441,7 +442,7 @@ INLINE __m512 widen(__m256i v, int bf)
 INLINE void float_rows(const struct packed_rows *r, int first, int n, const float *x, float *out, int bf)
 {
     __m512 acc[2][ROWS];
-    int64_t j = 0, ahead = distance(r, n);
+    int64_t j = 0;
     for (int i = 0; i < n; i++)
         acc[0][i] = acc[1][i] = _mm512_setzero_ps();
     for (; j + 32 <= r->n_in; j += 32) {
@@ -453,7 +454,7 @@ INLINE void float_rows(const struct packed_rows *r, int first, int n, const floa
             }
         }
         for (int i = 0; i < n; i++)
-            fetch(r->row[first + i] + 2 * j, 64, ahead);
+            _mm_prefetch((const char *)r->row[first + i] + 2 * j + AHEAD_FLOAT, _MM_HINT_T1);
     }
     for (; j < r->n_in; j += 16) {
         __mmask16 m = (__mmask16)(r->n_in - j < 16 ? (1 << (r->n_in - j)) - 1 : 0xffff);
