@@ -507,6 +507,54 @@ static void quantize(const float *x, int64_t n, struct packed_chunk *c)
     }
 }
 
+/* ---- many tokens -------------------------------------------------------------------------- */
+
+/* One run of 16 or 32 inputs with consecutive dpbusd: n words of 4 inputs. */
+INLINE void gemm_run(const struct packed_tile *w, const struct packed_dense *const *x, int64_t k, int word, int n, __m512 *acc)
+{
+    __m512i code[8];
+    int g = word / 4;
+    for (int j = 0; j < n; j++)
+        code[j] = _mm512_loadu_si512(w->q[word + j]);
+    __m512 a = _mm512_loadu_ps(w->a[g]), b = _mm512_loadu_ps(w->b[g]);
+#pragma GCC unroll 8
+    for (int t = 0; t < PACKED_TOKENS; t++) {
+        const struct packed_dense *c = x[t] + k;
+        __m512i sum = _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (int j = 0; j < n; j++) {
+            int32_t four;
+            memcpy(&four, c->q + 4 * (word + j), 4);
+            sum = _mm512_dpbusd_epi32(sum, code[j], _mm512_set1_epi32(four));
+        }
+        float s = n == 8 ? c->s[g] + c->s[g + 1] : c->s[g];
+        acc[t] = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), a), _mm512_set1_ps(c->d[g]), acc[t]);
+        acc[t] = _mm512_fmadd_ps(b, _mm512_set1_ps(s), acc[t]);
+    }
+}
+
+INLINE void gemm_per(const struct packed_tile *w, const struct packed_dense *const *x, int64_t chunks, int words,
+                     float out[PACKED_TOKENS][PACKED_TILE])
+{
+    __m512 acc[PACKED_TOKENS];
+    for (int t = 0; t < PACKED_TOKENS; t++)
+        acc[t] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < chunks; k++)
+        for (int word = 0; word < 16; word += words)
+            gemm_run(w + k, x, k, word, words, acc);
+    for (int t = 0; t < PACKED_TOKENS; t++)
+        _mm512_storeu_ps(out[t], acc[t]);
+}
+
+static void gemm(const struct packed_tile *w, const struct packed_dense *const x[PACKED_TOKENS], int64_t chunks, int per,
+                 float out[PACKED_TOKENS][PACKED_TILE])
+{
+    if (per == 16)
+        gemm_per(w, x, chunks, 4, out);
+    else
+        gemm_per(w, x, chunks, 8, out);
+}
+
 const struct packed_kernels packed_avx512 = {
     .name = "avx512",
     .needs_vnni = true,
@@ -515,4 +563,6 @@ const struct packed_kernels packed_avx512 = {
               [DT_Q8_0] = rows_q8_0, [DT_Q2_K] = rows_q2_k, [DT_Q3_K] = rows_q3_k, [DT_Q4_K] = rows_q4_k,
               [DT_Q5_K] = rows_q5_k, [DT_Q6_K] = rows_q6_k, [DT_TQ2_0] = rows_tq2_0, [DT_Q2_0] = rows_q2_0 },
     .qmat = { [2] = rows_int2, [3] = rows_int3, [4] = rows_int4 },
+    .unpack = &packed_unpack_avx2,
+    .gemm = gemm,
 };
