@@ -180,8 +180,16 @@ typedef struct d2q_generate_options {
 D2Q_API void d2q_generate_options_init(d2q_generate_options *o);
 D2Q_API int d2q_generate(d2q_model *m, const d2q_generate_options *o, char **json, d2q_error *err);
 
-/* Speed of this machine: our matrix product beside OpenBLAS for the shapes of m, about `seconds` a figure. */
-D2Q_API int d2q_bench(d2q_model *m, double seconds, char **json, d2q_error *err);
+typedef struct d2q_bench_options {
+    double seconds;  /* 0.5: for each figure of our matrix product beside OpenBLAS, on the shapes of m; 0: none */
+    int64_t prefill; /* 512: tokens of a prompt; 0: not measured */
+    int64_t decode;  /* 64: new tokens */
+    int64_t rounds;  /* 2: the best counts */
+} d2q_bench_options;
+
+D2Q_API void d2q_bench_options_init(d2q_bench_options *o);
+/* Speed of m on this machine. */
+D2Q_API int d2q_bench(d2q_model *m, const d2q_bench_options *o, char **json, d2q_error *err);
 
 #ifdef __cplusplus
 }

@@ -94,6 +94,44 @@ static int compare(const struct packed_kernels *k, const struct packed_kernels *
     return bad;
 }
 
+/* Many tokens at once against the same ones alone. */
+static int compare_many(const struct packed_kernels *k, const struct tensor *w, const char *what)
+{
+    enum { N = 11 };
+    int64_t n = tensor_cols(w);
+    float *x = mem_alloc((size_t)(N * n), sizeof *x), *row = mem_alloc((size_t)n, sizeof *row), bias[ROWS], many[N * ROWS], one[ROWS];
+    int bad = 0;
+    for (int64_t j = 0; j < N * n; j++)
+        x[j] = rnd() * (j % 97 == 5 ? 300.0f : 1.0f);
+    for (int i = 0; i < ROWS; i++)
+        bias[i] = rnd();
+    for (int i = 0; i < N * ROWS; i++)
+        many[i] = 0;
+    struct linear_part p = { w, bias, many, 1 }, q = { w, bias, one, 0 };
+    if (op_linear_packed(&p, 1, x, N, NULL))
+        bad++;
+    for (int t = 0; t < N; t++) {
+        double size = 0, top = 0;
+        if (op_linear_packed(&q, 1, x + t * n, 1, NULL))
+            bad++;
+        for (int64_t j = 0; j < n; j++)
+            size += fabs((double)x[t * n + j]);
+        for (int i = 0; i < ROWS; i++) {
+            tensor_rows_f32(w, i, 1, row);
+            for (int64_t j = 0; j < n; j++)
+                top = fabs((double)row[j]) > top ? fabs((double)row[j]) : top;
+        }
+        for (int i = 0; i < ROWS; i++) /* float sums in another order */
+            if (!(fabs((double)many[t * ROWS + i] - (double)one[i]) <= 1e-6 * top * size + 1e-5)) {
+                printf("%s %s of %lld: token %d row %d alone %.9g, of many %.9g\n", k->name, what, (long long)n, t, i, (double)one[i],
+                       (double)many[t * ROWS + i]);
+                bad++;
+            }
+    }
+    mem_free(x), mem_free(row);
+    return bad;
+}
+
 static int check_type(const struct packed_kernels *k, const struct packed_kernels *generic, enum dtype t, int64_t n)
 {
     const struct dtype_info *d = &dtype_table[t];
@@ -111,6 +149,8 @@ static int check_type(const struct packed_kernels *k, const struct packed_kernel
             fix_factors(t, data + i, d->block_bytes);
     struct tensor w = { .name = "w", .type = t, .n_dims = 2, .dim = { ROWS, n, 1, 1 }, .data = data, .size = size };
     int bad = compare(k, generic, &w, d->name);
+    if (k->gemm && packed_find_unpack(k, &w))
+        bad += compare_many(k, &w, d->name);
     mem_free(data);
     return bad;
 }
@@ -136,6 +176,8 @@ static int check_qmat(const struct packed_kernels *k, const struct packed_kernel
     struct tensor w = { .name = "w", .type = DT_QMAT, .n_dims = 2, .dim = { ROWS, n, 1, 1 }, .q = &q };
     snprintf(what, sizeof what, "int%d g%d", bits, group);
     int bad = packed_find(k, &w) ? compare(k, generic, &w, what) : 1;
+    if (k->gemm)
+        bad += compare_many(k, &w, what);
     arena_release(&a);
     return bad;
 }

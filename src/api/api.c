@@ -9,6 +9,7 @@
 #include "base/par.h"
 #include "eval/task.h"
 #include "model/family.h"
+#include "run/speed.h"
 
 int api_fail(d2q_error *out, const struct err *e)
 {
@@ -226,20 +227,23 @@ int d2q_inspect(d2q_model *dm, const char *only, char **json, d2q_error *err)
     return api_json(root, json, err);
 }
 
-int d2q_bench(d2q_model *dm, double seconds, char **json, d2q_error *err)
+void d2q_bench_options_init(d2q_bench_options *o)
 {
-    const struct hparams *hp = &dm->m->hp;
-    struct err e;
-    double t0 = log_now();
+    *o = (d2q_bench_options){ .seconds = 0.5, .prefill = 512, .decode = 64, .rounds = 2 };
+}
+
+/* Matrix products and the like, on the shapes of m. */
+static int bench_products(const struct hparams *hp, double seconds, json_t *root, struct err *e)
+{
     struct bench_linear row[3] = {
         { .n = 1024, .n_out = hp->n_head * hp->head_dim, .n_in = hp->n_embd },
         { .n = 1024, .n_out = hp->n_ff, .n_in = hp->n_embd },
         { .n = 1024, .n_out = hp->n_embd, .n_in = hp->n_ff },
     };
     struct bench_rest rest = { .n = 1024, .n_head = hp->n_head, .n_head_kv = hp->n_head_kv, .head_dim = hp->head_dim };
-    if (backend_bench(row, 3, &rest, seconds, &e))
-        return api_fail(err, &e);
-    json_t *root = json_object(), *list = json_array();
+    if (backend_bench(row, 3, &rest, seconds, e))
+        return -1;
+    json_t *list = json_array();
     for (int i = 0; i < 3; i++)
         json_array_append_new(list, json_pack("{sIsIsIsfsfsfsfsf}", "n", (json_int_t)row[i].n, "n_out", (json_int_t)row[i].n_out,
                                               "n_in", (json_int_t)row[i].n_in, "sgemm_all", row[i].blas_all, "sgemm_each",
@@ -247,6 +251,23 @@ int d2q_bench(d2q_model *dm, double seconds, char **json, d2q_error *err)
     json_object_set_new(root, "gflops", list);
     json_object_set_new(root, "attention_seconds", json_real(rest.attention_seconds));
     json_object_set_new(root, "exp_per_second", json_real(rest.exp_per_second));
+    return 0;
+}
+
+int d2q_bench(d2q_model *dm, const d2q_bench_options *o, char **json, d2q_error *err)
+{
+    struct err e;
+    double t0 = log_now();
+    struct speed s = { .n_prefill = o->prefill, .n_decode = o->decode, .rounds = o->rounds };
+    json_t *root = json_object();
+    if ((o->seconds > 0 && bench_products(&dm->m->hp, o->seconds, root, &e)) || speed_measure(dm->m, &s, &e)) {
+        json_decref(root);
+        return api_fail(err, &e);
+    }
+    if (o->prefill > 0)
+        json_object_set_new(root, "prefill", json_pack("{sIsf}", "tokens", (json_int_t)o->prefill, "per_second", s.prefill_per_second));
+    if (o->decode > 0)
+        json_object_set_new(root, "decode", json_pack("{sIsf}", "tokens", (json_int_t)o->decode, "per_second", s.decode_per_second));
     json_object_set_new(root, "isa", json_string(backend_isa()));
     json_object_set_new(root, "blas", json_string(backend_blas()));
     json_object_set_new(root, "threads", json_integer(par_threads()));

@@ -10,7 +10,8 @@
 #include "base/par.h"
 
 #define ITEM_BYTES 24576 /* packed weights of one item */
-#define FEW 8            /* up to so many tokens come here, more are unpacked and multiplied in float */
+#define TILE_BYTES 196608 /* unpacked rows of an item of many tokens */
+#define FEW 8            /* up to so many tokens take the row kernels */
 #define MAX_PARTS 4
 
 static const struct packed_kernels *const choices[] = {
@@ -31,13 +32,25 @@ const struct packed_kernels *packed_kernels(void)
     return choices[i];
 }
 
+/* Groups fall on the borders that the kernels know. */
+static bool whole_groups(const struct qmat *q)
+{
+    bool whole = q->group >= q->n_in || q->group % 64 == 0 || q->group == 16 || q->group == 32;
+    return !q->g_idx && whole && q->bits < 5;
+}
+
 packed_fn packed_find(const struct packed_kernels *k, const struct tensor *w)
 {
     if (w->type != DT_QMAT)
         return k->type[w->type];
-    const struct qmat *q = w->q;
-    bool whole = q->group >= q->n_in || q->group % 64 == 0 || q->group == 16 || q->group == 32;
-    return !q->g_idx && whole && q->bits < 5 ? k->qmat[q->bits] : NULL;
+    return whole_groups(w->q) ? k->qmat[w->q->bits] : NULL;
+}
+
+packed_unpack_fn packed_find_unpack(const struct packed_kernels *k, const struct tensor *w)
+{
+    if (w->type != DT_QMAT)
+        return k->unpack->type[w->type];
+    return whole_groups(w->q) ? k->unpack->qmat[w->q->bits] : NULL;
 }
 
 void packed_take(const struct tensor *w, int64_t row0, struct packed_rows *r)
@@ -72,6 +85,17 @@ struct packed_job {
     int64_t n, n_in, chunks;
 };
 
+/* From the rows taken to the next: for types whose rows simply follow each other. */
+static inline bool next_rows(const struct tensor *w, struct packed_rows *r)
+{
+    if (w->type == DT_QMAT || w->perm_dim)
+        return false;
+    int64_t bytes = r->row[1] - r->row[0];
+    for (int i = 0; i < PACKED_ROWS; i++)
+        r->row[i] += PACKED_ROWS * bytes;
+    return true;
+}
+
 static void packed_item(void *ctx, size_t item, int worker)
 {
     (void)worker;
@@ -80,11 +104,13 @@ static void packed_item(void *ctx, size_t item, int worker)
     while (item >= j->first[p + 1])
         p++;
     const struct linear_part *part = &j->part[p];
-    int64_t n_out = tensor_rows(part->w), row = (int64_t)(item - j->first[p]) * j->step[p], end = row + j->step[p];
+    int64_t n_out = tensor_rows(part->w), start = (int64_t)(item - j->first[p]) * j->step[p];
+    int64_t row = start, end = start + j->step[p];
+    struct packed_rows r;
     for (end = end < n_out ? end : n_out; row < end; row += PACKED_ROWS) {
-        struct packed_rows r;
         float out[PACKED_ROWS];
-        packed_take(part->w, row, &r);
+        if (row == start || row + PACKED_ROWS > n_out || !next_rows(part->w, &r))
+            packed_take(part->w, row, &r);
         for (int64_t t = 0; t < j->n; t++) {
             j->fn[p](&r, j->x + t * j->chunks, j->xf + t * j->n_in, out);
             for (int64_t i = 0; i < PACKED_ROWS && row + i < end; i++) {
@@ -103,11 +129,142 @@ static int64_t rows_of_item(const struct tensor *w)
     return (rows < PACKED_ROWS ? 1 : rows / PACKED_ROWS) * PACKED_ROWS;
 }
 
+/* ---- many tokens: see packed.h ------------------------------------------------ */
+
+struct gemm_job {
+    const struct linear_part *part;
+    packed_unpack_fn unpack;
+    packed_gemm_fn gemm;
+    const struct packed_dense *x; /* (n, chunks) */
+    struct packed_tile *scratch;  /* (threads, tiles, chunks) */
+    int64_t n, chunks, tiles;     /* tiles: of an item */
+    int per;
+};
+
+/* The chunk as its sums are used: of 16 inputs. */
+static void make_dense(const struct packed_chunk *c, struct packed_dense *x)
+{
+    memcpy(x->q, c->q, sizeof x->q);
+    for (int g = 0; g < 4; g++) {
+        const float *s = c->s + 4 * g;
+        x->d[g] = c->d[4 * g];
+        x->s[g] = (s[0] + s[1]) + (s[2] + s[3]);
+    }
+}
+
+static void unpack_tile(const struct gemm_job *j, int64_t row, struct packed_tile *tile)
+{
+    for (int i = 0; i < PACKED_TILE; i++) {
+        struct packed_rows r;
+        struct packed_unpacked u;
+        packed_take(j->part->w, row + i < tensor_rows(j->part->w) ? row + i : tensor_rows(j->part->w) - 1, &r);
+        for (int64_t k = 0; k < j->chunks; k++) {
+            j->unpack(&r, 0, k, &u);
+            for (int l = 0; l < 16; l++)
+                memcpy(tile[k].q[l][i], u.q + 4 * l, 4);
+            for (int g = 0; g < 4; g++) {
+                tile[k].a[g][i] = u.a[g];
+                tile[k].b[g][i] = u.b[g];
+            }
+        }
+    }
+}
+
+static void gemm_store(const struct linear_part *part, int64_t row, int64_t t0, int64_t n, float out[PACKED_TOKENS][PACKED_TILE])
+{
+    int64_t n_out = tensor_rows(part->w), rows = n_out - row < PACKED_TILE ? n_out - row : PACKED_TILE;
+    for (int64_t t = 0; t < PACKED_TOKENS && t0 + t < n; t++) {
+        float *y = part->y + (t0 + t) * n_out + row;
+        for (int64_t i = 0; i < rows; i++) {
+            float v = out[t][i] + (part->bias ? part->bias[row + i] : 0.0f);
+            y[i] = part->accumulate ? y[i] + v : v;
+        }
+    }
+}
+
+static void gemm_item(void *ctx, size_t item, int worker)
+{
+    const struct gemm_job *j = ctx;
+    int64_t n_out = tensor_rows(j->part->w), row = (int64_t)item * j->tiles * PACKED_TILE;
+    struct packed_tile *tile = j->scratch + worker * j->tiles * j->chunks;
+    int64_t tiles = (n_out - row + PACKED_TILE - 1) / PACKED_TILE;
+    tiles = tiles < j->tiles ? tiles : j->tiles;
+    for (int64_t i = 0; i < tiles; i++)
+        unpack_tile(j, row + i * PACKED_TILE, tile + i * j->chunks);
+    for (int64_t t0 = 0; t0 < j->n; t0 += PACKED_TOKENS) {
+        const struct packed_dense *x[PACKED_TOKENS];
+        float out[PACKED_TOKENS][PACKED_TILE];
+        for (int64_t t = 0; t < PACKED_TOKENS; t++)
+            x[t] = j->x + (t0 + t < j->n ? t0 + t : j->n - 1) * j->chunks;
+        for (int64_t i = 0; i < tiles; i++) {
+            j->gemm(tile + i * j->chunks, x, j->chunks, j->per, out);
+            gemm_store(j->part, row + i * PACKED_TILE, t0, j->n, out);
+        }
+    }
+}
+
+struct dense_job {
+    const struct packed_kernels *k;
+    const float *x;
+    struct packed_dense *out;
+    int64_t n_in, chunks;
+};
+
+static void dense_item(void *ctx, size_t t, int worker)
+{
+    (void)worker;
+    const struct dense_job *j = ctx;
+    int64_t at = (int64_t)t;
+    for (int64_t k = 0; k < j->chunks; k++) {
+        struct packed_chunk c;
+        int64_t left = j->n_in - 64 * k;
+        j->k->quantize(j->x + at * j->n_in + 64 * k, left < 64 ? left : 64, &c);
+        make_dense(&c, j->out + at * j->chunks + k);
+    }
+}
+
+/* Whether a and b change within 32 inputs. */
+static int per_of(const struct tensor *w)
+{
+    bool fine = w->type == DT_QMAT ? w->q->group == 16 : w->type == DT_Q2_K || w->type == DT_Q3_K || w->type == DT_Q6_K;
+    return fine ? 16 : 32;
+}
+
+static int linear_gemm(const struct packed_kernels *k, const struct linear_part *part, int n_parts, const float *x, int64_t n,
+                       struct err *e)
+{
+    int64_t n_in = tensor_cols(part->w), chunks = (n_in + 63) / 64, tiles = TILE_BYTES / ((int64_t)sizeof(struct packed_tile) * chunks);
+    tiles = tiles < 1 ? 1 : tiles;
+    size_t count = (size_t)(n * chunks), scratch = (size_t)(par_threads() * tiles * chunks);
+    struct dense_job dense = { .k = k, .x = x, .n_in = n_in, .chunks = chunks };
+    struct gemm_job j = { .gemm = k->gemm, .n = n, .chunks = chunks, .tiles = tiles };
+    dense.out = mem_alloc(count, sizeof *dense.out);
+    j.scratch = mem_alloc(scratch, sizeof *j.scratch);
+    int rc = dense.out && j.scratch ? 0 : err_nomem(e, "prompt in 8 bits", count * sizeof *dense.out + scratch * sizeof *j.scratch);
+    if (!rc)
+        par_for((size_t)n, dense_item, &dense);
+    j.x = dense.out;
+    for (int p = 0; p < n_parts && !rc; p++) {
+        j.part = part + p;
+        j.unpack = packed_find_unpack(k, part[p].w);
+        j.per = per_of(part[p].w);
+        int64_t rows = tiles * PACKED_TILE;
+        par_for((size_t)((tensor_rows(part[p].w) + rows - 1) / rows), gemm_item, &j);
+    }
+    mem_free(dense.out);
+    mem_free(j.scratch);
+    return rc;
+}
+
 int op_linear_packed(const struct linear_part *part, int n_parts, const float *x, int64_t n, struct err *e)
 {
     const struct packed_kernels *k = packed_kernels();
     struct packed_job j = { .part = part, .n_parts = n_parts, .xf = x, .n = n, .n_in = tensor_cols(part->w) };
-    bool all = n <= FEW && n_parts <= MAX_PARTS;
+    bool all = n <= FEW && n_parts <= MAX_PARTS, many = n > FEW && k->gemm;
+    for (int p = 0; p < n_parts && many; p++)
+        many = packed_find_unpack(k, part[p].w) != NULL;
+    if (many)
+        return linear_gemm(k, part, n_parts, x, n, e);
     for (int p = 0; p < n_parts && all; p++) {
         j.fn[p] = packed_find(k, part[p].w);
         j.step[p] = j.fn[p] ? rows_of_item(part[p].w) : 1;

@@ -5,8 +5,8 @@
  * rounding). f16 and bf16 weights take float activations.
  *
  * Everything is cut into chunks of 64 inputs. In a chunk a weight is a[g] code + b[g], codes unsigned, g of 4 groups of
- * 16; a lane is 4 inputs, what one 32-bit sum of a dot-product instruction holds. A kernel does ROWS rows at once, so
- * that the activations are read once for all of them and several streams of weights are under way. */
+ * 16; a lane is 4 inputs, what one 32-bit sum of a dot-product instruction holds. A kernel is given ROWS
+ * rows and may share among them what it loads of the activations. */
 #ifndef D2Q_BACKEND_PACKED_H
 #define D2Q_BACKEND_PACKED_H
 
@@ -37,20 +37,56 @@ struct packed_rows {
 /* out[i], i < PACKED_ROWS: the dot products. x: ceil(n_in / 64) chunks, zero past n_in; xf: the n_in floats. */
 typedef void (*packed_fn)(const struct packed_rows *r, const struct packed_chunk *x, const float *xf, float *out);
 
+/* Many tokens (prefill): PACKED_TILE rows are unpacked once, then multiplied with PACKED_TOKENS tokens at a time. Sums run over 32 or
+ * 16 inputs in integers, a lane for each row. */
+#define PACKED_TILE 16
+#define PACKED_TOKENS 8
+
+struct packed_unpacked { /* a chunk of a row */
+    uint8_t q[64];
+    float a[4], b[4];
+};
+
+typedef void (*packed_unpack_fn)(const struct packed_rows *r, int i, int64_t chunk, struct packed_unpacked *c);
+
+struct packed_unpack {
+    packed_unpack_fn type[DT_COUNT];
+    packed_unpack_fn qmat[5];
+};
+
+struct packed_tile { /* a chunk of all rows */
+    uint8_t q[16][PACKED_TILE][4];
+    float a[4][PACKED_TILE], b[4][PACKED_TILE];
+};
+
+struct packed_dense { /* a chunk of a token */
+    int8_t q[64];
+    float d[4]; /* of each 16 */
+    float s[4]; /* d times the sum of 16 q */
+};
+
+/* out[t][i]: the product of row i and token t. per: a and b change every 16 inputs, or 32. */
+typedef void (*packed_gemm_fn)(const struct packed_tile *w, const struct packed_dense *const x[PACKED_TOKENS], int64_t chunks, int per,
+                               float out[PACKED_TOKENS][PACKED_TILE]);
+
 struct packed_kernels {
     const char *name; /* of isa.def */
     bool needs_vnni;
     void (*quantize)(const float *x, int64_t n, struct packed_chunk *c); /* n floats to ceil(n / 64) chunks */
     packed_fn type[DT_COUNT]; /* NULL: none; the row of DT_QMAT is empty */
     packed_fn qmat[5];        /* by bits */
+    const struct packed_unpack *unpack; /* float16 types have none */
+    packed_gemm_fn gemm;      /* NULL: many tokens are multiplied in float */
 };
 
+extern const struct packed_unpack packed_unpack_generic, packed_unpack_avx2, packed_unpack_neon;
 extern const struct packed_kernels packed_generic, packed_avx2, packed_avx512, packed_neon;
 
 /* Those that go with cpu_kernels(); packed_avx512 needs VNNI, without it avx2's are taken. */
 const struct packed_kernels *packed_kernels(void);
 /* NULL: w has no packed kernel (float32, groups of odd sizes, act-order). */
 packed_fn packed_find(const struct packed_kernels *k, const struct tensor *w);
+packed_unpack_fn packed_find_unpack(const struct packed_kernels *k, const struct tensor *w);
 /* Rows of w from row0 on for a kernel; rows past the end repeat the last one. */
 void packed_take(const struct tensor *w, int64_t row0, struct packed_rows *r);
 

@@ -1,5 +1,6 @@
 #include "base/cpu.h"
 
+#include <stdatomic.h>
 #include <stdint.h>
 
 bool cpu_has_generic(void)
@@ -40,10 +41,17 @@ bool cpu_has_avx512(void)
     return __get_cpuid_count(7, 0, &a, &b, &c, &d) && BIT(b, 16) && BIT(b, 17) && BIT(b, 30) && BIT(b, 31);
 }
 
+/* Asked for every product: kept, since cpuid leaves a virtual machine, which takes some 50 microseconds. */
 bool cpu_has_avx512_vnni(void)
 {
-    uint32_t a, b, c, d;
-    return cpu_has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && BIT(c, 11);
+    static atomic_int known; /* 0: not asked, 1: no, 2: yes */
+    int k = atomic_load_explicit(&known, memory_order_relaxed);
+    if (!k) {
+        uint32_t a, b, c, d;
+        k = cpu_has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && BIT(c, 11) ? 2 : 1;
+        atomic_store_explicit(&known, k, memory_order_relaxed);
+    }
+    return k == 2;
 }
 #else
 bool cpu_has_avx512_vnni(void)

@@ -34,10 +34,9 @@ bool raw_from_chars(const char *s, size_t n, char *out, size_t *out_n)
     size_t k = 0;
     for (size_t i = 0; i < n;) {
         size_t len = utf8_len(s + i, n - i);
-        int c = len == 1 ? s[i] : len == 2 ? (s[i] & 31) << 6 | (s[i + 1] & 63) : -1, b = 0;
-        while (b < 256 && byte_codepoint((uint8_t)b) != c)
-            b++;
-        if (c < 0 || b == 256)
+        int c = len == 1 ? s[i] : len == 2 ? (s[i] & 31) << 6 | (s[i + 1] & 63) : -1;
+        int b = c < 256 ? c : c <= 288 ? c - 256 : c <= 322 ? c - 289 + 127 : 173;
+        if (c < 0 || byte_codepoint((uint8_t)b) != c)
             return false;
         out[k++] = (char)b;
         i += len;

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#define PREFILL 256 /* tokens of a prompt at once */
+#define PREFILL 512 /* tokens of a prompt at once */
 #define MAX_PIECE 512
 
 int session_init(struct session *s, const struct model *m, int64_t cap, struct err *e)

@@ -9,12 +9,7 @@
 
 #include "tensor/block.h"
 
-struct chunk {
-    uint8_t q[64];
-    float a[4], b[4];
-};
-
-INLINE void put(struct chunk *c, int g, int n, float a, float b)
+INLINE void put(struct packed_unpacked *c, int g, int n, float a, float b)
 {
     for (int i = g; i < g + n; i++) {
         c->a[i] = a;
@@ -22,9 +17,9 @@ INLINE void put(struct chunk *c, int g, int n, float a, float b)
     }
 }
 
-typedef void (*unpack_fn)(const struct packed_rows *r, int i, int64_t k, struct chunk *c);
+typedef void (*unpack_fn)(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c);
 
-INLINE float add_chunk(const struct chunk *c, const struct packed_chunk *x)
+INLINE float add_chunk(const struct packed_unpacked *c, const struct packed_chunk *x)
 {
     int32_t sum[4];
     float v = 0;
@@ -41,7 +36,7 @@ INLINE void run(const struct packed_rows *r, const struct packed_chunk *x, float
     for (int i = 0; i < PACKED_ROWS; i++) {
         float acc = 0;
         for (int64_t k = 0; 64 * k < r->n_in; k++) {
-            struct chunk c;
+            struct packed_unpacked c;
             unpack(r, i, k, &c);
             acc += add_chunk(&c, x + k);
         }
@@ -52,7 +47,7 @@ INLINE void run(const struct packed_rows *r, const struct packed_chunk *x, float
 /* ---- blocks of 32: the last chunk may hold one alone ------------------------- */
 
 #define NIBBLES(NAME, BIAS)                                                                        \
-    INLINE void unpack_##NAME(const struct packed_rows *r, int i, int64_t k, struct chunk *c)      \
+    INLINE void unpack_##NAME(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c)      \
     {                                                                                              \
         const struct block_##NAME *b = (const void *)r->row[i];                                    \
         for (int h = 0; h < 2; h++) {                                                              \
@@ -73,7 +68,7 @@ INLINE void run(const struct packed_rows *r, const struct packed_chunk *x, float
 NIBBLES(q4_0, -8 * d)
 NIBBLES(q4_1, half(load_u16(e->m)))
 
-INLINE void unpack_q8_0(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+INLINE void unpack_q8_0(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c)
 {
     const struct block_q8_0 *b = (const void *)r->row[i];
     for (int h = 0; h < 2; h++) {
@@ -90,7 +85,7 @@ INLINE void unpack_q8_0(const struct packed_rows *r, int i, int64_t k, struct ch
     }
 }
 
-INLINE void unpack_q2_0(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+INLINE void unpack_q2_0(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c)
 {
     const struct block_q2_0 *b = (const struct block_q2_0 *)(const void *)r->row[i] + k;
     for (int j = 0; j < 16; j++)
@@ -117,7 +112,7 @@ INLINE void two_bits(const uint8_t *qs, int s, uint8_t *q)
     }
 }
 
-INLINE void unpack_q2_k(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+INLINE void unpack_q2_k(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c)
 {
     SUPER(q2_k);
     two_bits(b->qs, s, c->q);
@@ -126,7 +121,7 @@ INLINE void unpack_q2_k(const struct packed_rows *r, int i, int64_t k, struct ch
         put(c, g, 1, d * (float)(b->scales[4 * s + g] & 15), -m * (float)(b->scales[4 * s + g] >> 4));
 }
 
-INLINE void unpack_tq2_0(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+INLINE void unpack_tq2_0(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c)
 {
     SUPER(tq2_0);
     two_bits(b->qs, s, c->q);
@@ -134,7 +129,7 @@ INLINE void unpack_tq2_0(const struct packed_rows *r, int i, int64_t k, struct c
     put(c, 0, 4, d, -d);
 }
 
-INLINE void unpack_q3_k(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+INLINE void unpack_q3_k(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c)
 {
     SUPER(q3_k);
     two_bits(b->qs, s, c->q);
@@ -150,7 +145,7 @@ INLINE void unpack_q3_k(const struct packed_rows *r, int i, int64_t k, struct ch
     }
 }
 
-INLINE void k4_scales(const uint8_t *sc, int s, float d, float m, struct chunk *c)
+INLINE void k4_scales(const uint8_t *sc, int s, float d, float m, struct packed_unpacked *c)
 {
     for (int h = 0; h < 2; h++) {
         int g = 2 * s + h;
@@ -160,7 +155,7 @@ INLINE void k4_scales(const uint8_t *sc, int s, float d, float m, struct chunk *
     }
 }
 
-INLINE void unpack_q4_k(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+INLINE void unpack_q4_k(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c)
 {
     SUPER(q4_k);
     for (int j = 0; j < 32; j++) {
@@ -170,7 +165,7 @@ INLINE void unpack_q4_k(const struct packed_rows *r, int i, int64_t k, struct ch
     k4_scales(b->scales, s, half(load_u16(b->d)), half(load_u16(b->dmin)), c);
 }
 
-INLINE void unpack_q5_k(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+INLINE void unpack_q5_k(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c)
 {
     SUPER(q5_k);
     for (int j = 0; j < 32; j++) {
@@ -180,7 +175,7 @@ INLINE void unpack_q5_k(const struct packed_rows *r, int i, int64_t k, struct ch
     k4_scales(b->scales, s, half(load_u16(b->d)), half(load_u16(b->dmin)), c);
 }
 
-INLINE void unpack_q6_k(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+INLINE void unpack_q6_k(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c)
 {
     SUPER(q6_k);
     const uint8_t *ql = b->ql + 64 * (s / 2), *qh = b->qh + 32 * (s / 2);
@@ -196,7 +191,7 @@ INLINE void unpack_q6_k(const struct packed_rows *r, int i, int64_t k, struct ch
 
 /* ---- grouped integers ------------------------------------------------------------ */
 
-INLINE void unpack_qmat(const struct packed_rows *r, int i, int64_t k, struct chunk *c, int bits)
+INLINE void unpack_qmat(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c, int bits)
 {
     uint8_t p[32 + 4] = { 0 };
     int64_t left = r->n_in - 64 * k, n = left < 64 ? (left * bits + 7) / 8 : 8 * bits;
@@ -211,17 +206,17 @@ INLINE void unpack_qmat(const struct packed_rows *r, int i, int64_t k, struct ch
     }
 }
 
-INLINE void unpack_int2(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+INLINE void unpack_int2(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c)
 {
     unpack_qmat(r, i, k, c, 2);
 }
 
-INLINE void unpack_int3(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+INLINE void unpack_int3(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c)
 {
     unpack_qmat(r, i, k, c, 3);
 }
 
-INLINE void unpack_int4(const struct packed_rows *r, int i, int64_t k, struct chunk *c)
+INLINE void unpack_int4(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c)
 {
     unpack_qmat(r, i, k, c, 4);
 }
@@ -295,6 +290,16 @@ static void quantize(const float *x, int64_t n, struct packed_chunk *c)
 #define NAME_(isa) #isa
 #define NAME(isa) NAME_(isa)
 
+#define UNPACK_(isa) packed_unpack_##isa
+#define UNPACK(isa) UNPACK_(isa)
+
+const struct packed_unpack UNPACK(KERNELS_ISA) = {
+    .type = { [DT_Q4_0] = unpack_q4_0, [DT_Q4_1] = unpack_q4_1, [DT_Q8_0] = unpack_q8_0, [DT_Q2_K] = unpack_q2_k,
+              [DT_Q3_K] = unpack_q3_k, [DT_Q4_K] = unpack_q4_k, [DT_Q5_K] = unpack_q5_k, [DT_Q6_K] = unpack_q6_k,
+              [DT_TQ2_0] = unpack_tq2_0, [DT_Q2_0] = unpack_q2_0 },
+    .qmat = { [2] = unpack_int2, [3] = unpack_int3, [4] = unpack_int4 },
+};
+
 const struct packed_kernels TABLE(KERNELS_ISA) = {
     .name = NAME(KERNELS_ISA),
     .quantize = quantize,
@@ -302,4 +307,5 @@ const struct packed_kernels TABLE(KERNELS_ISA) = {
               [DT_Q8_0] = rows_q8_0, [DT_Q2_K] = rows_q2_k, [DT_Q3_K] = rows_q3_k, [DT_Q4_K] = rows_q4_k,
               [DT_Q5_K] = rows_q5_k, [DT_Q6_K] = rows_q6_k, [DT_TQ2_0] = rows_tq2_0, [DT_Q2_0] = rows_q2_0 },
     .qmat = { [2] = rows_int2, [3] = rows_int3, [4] = rows_int4 },
+    .unpack = &UNPACK(KERNELS_ISA),
 };
