@@ -343,7 +343,9 @@ static void test_sweep_is_coordinate_descent(void **state)
             }
     }
     p.o.sweeps = 2;
-    assert_int_equal(solve(&p.in, &p.o, &p.t, &e), 0);
+    double told = 0;
+    assert_int_equal(solve_and_judge(&p.in, &p.o, &p.t, &told, &e), 0);
+    assert_true(fabs(told - error_of(&p, NULL)) < 1e-4 * told); /* kept by the sweeps, against a product of its own */
     int64_t wrong = 0;
     for (int64_t i = 0; i < p.n_out; i++) {
         qmat_get_codes(p.q, i, got);
@@ -360,7 +362,7 @@ static void test_dsq(void **state)
     for (int k = 0; k < 4; k++) {
         struct problem p;
         struct err e;
-        double gain = 0;
+        double gain = 0, kept = 0;
         problem_init(&p, 48, 128, 2, 64);
         for (int64_t j = 0; j < p.d; j += 5) /* channels of unequal size: what DSQ is for */
             for (int64_t i = 0; i < p.n_out; i++)
@@ -371,10 +373,10 @@ static void test_dsq(void **state)
         assert_int_equal(solve(&p.in, &p.o, &p.t, &e), 0);
         double plain = error_of(&p, NULL);
         float *s = arena_alloc(&p.a, (size_t)p.d, sizeof *s);
-        assert_int_equal(dsq_solve(&p.in, &p.o, &p.t, s, &gain, &e), 0);
+        assert_int_equal(dsq_solve(&p.in, &p.o, &p.t, s, &gain, &kept, &e), 0);
         double dual = error_of(&p, s);
         assert_true(dual < (k & 2 ? 0.8 : 0.99) * plain);
-        assert_true(fabs(gain - dual / plain) < 1e-6);
+        assert_true(fabs(gain - dual / plain) < 1e-6 && fabs(kept - dual) < 1e-5 * dual);
         for (int64_t j = 0; j < p.d; j++)
             assert_true(s[j] >= 1.0f / 16 && s[j] <= 16);
         problem_release(&p);
@@ -542,7 +544,7 @@ static void test_threads_do_not_matter(void **state)
         struct problem p;
         struct err e;
         float s[320];
-        double gain;
+        double gain, kept;
         rng = 77;
         par_set_threads(counts[k]);
         problem_init(&p, 100, 320, 3, 64);
@@ -550,7 +552,7 @@ static void test_threads_do_not_matter(void **state)
         p.o.search = SEARCH_HESSIAN;
         p.o.dsq_rounds = 2;
         p.o.dsq_init = DSQ_ACTIVATION;
-        assert_int_equal(dsq_solve(&p.in, &p.o, &p.t, s, &gain, &e), 0);
+        assert_int_equal(dsq_solve(&p.in, &p.o, &p.t, s, &gain, &kept, &e), 0);
         size_t n = (size_t)(p.q->n_out * p.q->row_words);
         if (!first) {
             first = mem_alloc(n, sizeof *first);

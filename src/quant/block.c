@@ -69,9 +69,10 @@ static int keep_float(struct block *b, enum role role, const struct grid *g, str
     return 0;
 }
 
-/* Quantizes one matrix: target (n_out, n_in), factor f (NULL: rtn), GPTAQ's term asym or NULL, into the model's arena. */
+/* Quantizes one matrix: target (n_out, n_in), factor f (NULL: rtn), GPTAQ's term asym or NULL, into the model's arena. moved: the target is
+ * not W. */
 static int solve_one(struct block *b, enum role role, const float *target, const struct stats *st,
-                     const struct factor *f, const float *asym, struct quant_tensor *t, struct err *e)
+                     const struct factor *f, const float *asym, bool moved, struct quant_tensor *t, struct err *e)
 {
     struct run *r = b->run;
     const struct quant_options *o = r->o;
@@ -86,23 +87,24 @@ static int solve_one(struct block *b, enum role role, const float *target, const
                            .grid = &g };
     bool dsq = o->dsq && role == ROLE_DOWN && f && b->up_quantized;
     float *s_c = NULL;
-    double norm, norm_target;
     if (grid_alloc(&g, &r->m->arena, b->fq->lin[role].w.name, n_out, n_in, &q, e))
         return -1;
     if (dsq && !(s_c = arena_alloc(&b->arena, (size_t)n_in, sizeof *s_c)))
         return err_nomem(e, "dual scales", (size_t)n_in * sizeof *s_c);
-    int rc = dsq ? dsq_solve(&in, o, &q, s_c, &b->out->dsq_gain, e)
-             : b->boa && f && role <= ROLE_V ? boa_solve(b->boa, role, &b->ff, &in, o, &q, r->log, e)
-                                             : solve(&in, o, &q, e);
-    if (rc)
-        return -1;
-    if (solve_error(w, NULL, NULL, h, n_out, n_in, &norm, e) ||
-        solve_error(target, NULL, NULL, h, n_out, n_in, &norm_target, e) ||
-        solve_error(w, &q, s_c, h, n_out, n_in, &t->err, e) ||
-        solve_error(target, &q, s_c, h, n_out, n_in, &t->err_target, e))
+    double aimed = 0, norm = 0;
+    int rc = 0;
+    if (dsq)
+        rc = dsq_solve(&in, o, &q, s_c, &b->out->dsq_gain, &aimed, e);
+    else if (b->boa && f && role <= ROLE_V)
+        rc = boa_solve(b->boa, role, &b->ff, &in, o, &q, r->log, e) || solve_error(target, &q, NULL, h, n_out, n_in, &aimed, e) ? -1 : 0;
+    else
+        rc = solve_and_judge(&in, o, &q, &aimed, e);
+    t->err = aimed;
+    if (rc || solve_error(w, NULL, NULL, h, n_out, n_in, &norm, e) ||
+        (moved && solve_error(w, &q, s_c, h, n_out, n_in, &t->err, e)))
         return -1;
     t->err = norm > 0 ? t->err / norm : 0;
-    t->err_target = norm_target > 0 ? t->err_target / norm_target : 0;
+    t->err_target = norm > 0 ? aimed / norm : 0;
     t->bpw = grid_row_bits(&g, n_in) / (double)n_in;
     t->damp = f ? f->damp : 0;
     grid_label(&g, t->type, sizeof t->type);
@@ -144,7 +146,7 @@ static int solve_role(struct block *b, enum role role, const struct stats *st, c
     if (!rc && st)
         clear_dead(st, target, t->n_out);
     if (!rc)
-        rc = solve_one(b, role, target, st, f, asym, t, e);
+        rc = solve_one(b, role, target, st, f, asym, chol != NULL, t, e);
     mem_free(target);
     return rc && e->code == ERR_NUMERIC ? 1 : rc;
 }

@@ -18,8 +18,8 @@ int propagate_target(const struct stats *s, const double *chol, double alpha, do
 int gptaq_term(const struct stats *s, const struct factor *f, double alpha, float **p, struct err *e);
 
 /* Solves in->w with in->f by the alternation of design.md 5: fills t (as solve does) and s_c (n_in). The iterate of least
- * tr(E H E^T) is kept, so the error is never above GPTQ's alone: *gain = kept error / error at s^c = 1. */
-int dsq_solve(struct solve_in *in, const struct quant_options *o, struct tensor *t, float *s_c, double *gain,
+ * tr(E H E^T) is kept, so the error is never above GPTQ's alone: *gain = kept error / error at s^c = 1, *error the kept one. */
+int dsq_solve(struct solve_in *in, const struct quant_options *o, struct tensor *t, float *s_c, double *gain, double *error,
               struct err *e);
 /* Row j of up, quantized on grid g, times s_c[j]: only its fp16 factors change, rounded again (the integers of a two-level
  * grid stay, so it stays on its grid); fails naming the row when that leaves fp16's range. bias (n_out) or NULL follows. */

@@ -66,48 +66,124 @@ static void closed_form_plain(const struct solve_in *in, const float *v, float *
     }
 }
 
-/* The system is damped towards the old s by 1 % of its mean diagonal. */
-static int closed_form_weighted(const struct solve_in *in, const float *v, float *s, struct err *e)
+/* y = a x, a (d, d) symmetric: rows in items. */
+struct matvec {
+    const float *a;
+    const double *x;
+    double *y;
+    int64_t d;
+};
+
+#define ROWS 64
+
+static void matvec_item(void *ctx, size_t item, int worker)
+{
+    (void)worker;
+    const struct matvec *m = ctx;
+    int64_t end = ((int64_t)item + 1) * ROWS < m->d ? ((int64_t)item + 1) * ROWS : m->d;
+    for (int64_t i = (int64_t)item * ROWS; i < end; i++) {
+        const float *a = m->a + i * m->d;
+        double sum[4] = { 0 };
+        int64_t j = 0;
+        for (; j + 4 <= m->d; j += 4)
+            for (int k = 0; k < 4; k++)
+                sum[k] += a[j + k] * m->x[j + k];
+        for (; j < m->d; j++)
+            sum[0] += a[j] * m->x[j];
+        m->y[i] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
+}
+
+static void matvec(const float *a, int64_t d, const double *x, double *y)
+{
+    struct matvec m = { a, x, y, d };
+    par_for((size_t)((d + ROWS - 1) / ROWS), matvec_item, &m);
+}
+
+static double dot(const double *a, const double *b, int64_t n)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+#define STEPS 200
+#define SMALL 1e-10 /* of the first residual's square */
+
+/* (A + diag(add)) x = b by conjugate gradients, preconditioned by the diagonal, from the x given; work (4, d). Far cheaper than a
+ * factorization where d is wide, and the answer need not be exact: the error of what comes out is computed. */
+static void solve_system(const float *a, const double *add, const double *b, int64_t d, double *x, double *work)
+{
+    double *r = work, *p = work + d, *ap = work + 2 * d, *z = work + 3 * d, rz = 0, first = 0;
+    matvec(a, d, x, ap);
+    for (int64_t j = 0; j < d; j++) {
+        r[j] = b[j] - ap[j] - add[j] * x[j];
+        p[j] = z[j] = r[j] / (a[j * d + j] + add[j]);
+    }
+    rz = first = dot(r, z, d);
+    for (int step = 0; step < STEPS && rz > SMALL * first && rz > 0; step++) {
+        matvec(a, d, p, ap);
+        for (int64_t j = 0; j < d; j++)
+            ap[j] += add[j] * p[j];
+        double curve = dot(p, ap, d), alpha = rz / curve, before = rz;
+        if (!(curve > 0))
+            return;
+        for (int64_t j = 0; j < d; j++) {
+            x[j] += alpha * p[j];
+            r[j] -= alpha * ap[j];
+            z[j] = r[j] / (a[j * d + j] + add[j]);
+        }
+        rz = dot(r, z, d);
+        for (int64_t j = 0; j < d; j++)
+            p[j] = z[j] + rz / before * p[j];
+    }
+}
+
+/* tr(E H E^T) of W - V diag(s) is |W|^2 - 2 b.s + s.A s with A = H o V^T V, b = diag(V^T W H), |W|^2 = tr(W H W^T): the system's own
+ * quadratic form. *change: its value at the new s minus that at the old one. The system is damped towards the old s by 1 % of
+ * its mean diagonal. */
+static int closed_form_weighted(const struct solve_in *in, const float *v, float *s, double *change, struct err *e)
 {
     int64_t d = in->n_in;
-    size_t n = (size_t)(d * d);
-    float *g = mem_alloc(n, sizeof *g), *wh = mem_alloc((size_t)(in->n_out * d), sizeof *wh);
-    double *a = mem_alloc(n, sizeof *a), *b = mem_zalloc((size_t)d, sizeof *b);
-    int rc = -1;
-    if (!g || !wh || !a || !b) {
-        err_nomem(e, "dual scales", n * 12);
-        goto out;
+    float *a = mem_alloc((size_t)(d * d), sizeof *a), *wh = mem_alloc((size_t)(in->n_out * d), sizeof *wh);
+    double *vec = mem_zalloc((size_t)(7 * d), sizeof *vec), *b = vec, *add = vec + d, *x = vec + 2 * d, mean = 0;
+    if (!a || !wh || !vec) {
+        mem_free(a);
+        mem_free(wh);
+        mem_free(vec);
+        return err_nomem(e, "dual scales", (size_t)(d * d) * sizeof *a);
     }
-    la_sgemm(1, 0, d, d, in->n_out, 1, v, d, v, d, 0, g, d);
+    la_sgemm(1, 0, d, d, in->n_out, 1, v, d, v, d, 0, a, d);
     la_sgemm(0, 0, in->n_out, d, d, 1, in->w, d, in->h, d, 0, wh, d);
     for (int64_t i = 0; i < in->n_out; i++)
         for (int64_t j = 0; j < d; j++)
             b[j] += (double)v[i * d + j] * wh[i * d + j];
-    double mean = 0;
-    for (size_t i = 0; i < n; i++)
-        a[i] = (double)in->h[i] * g[i];
+    for (int64_t i = 0; i < d * d; i++)
+        a[i] *= in->h[i];
     for (int64_t j = 0; j < d; j++)
         mean += a[j * d + j] / (double)d;
     for (int64_t j = 0; j < d; j++) {
-        double add = 0.01 * mean + (a[j * d + j] > 0 ? 0 : mean);
-        a[j * d + j] += add;
-        b[j] += add * s[j];
+        add[j] = 0.01 * mean + (a[j * d + j] > 0 ? 0 : mean);
+        x[j] = s[j];
+        b[j] += add[j] * s[j];
     }
-    struct err why;
-    if (la_cholesky(d, a, &why) == 0) {
-        la_solve_rows(d, a, 1, b);
-        for (int64_t j = 0; j < d; j++)
-            s[j] = clip_scale(b[j], s[j]);
-    } else {
-        closed_form_plain(in, v, s);
+    solve_system(a, add, b, d, x, vec + 3 * d);
+    /* q(new) - q(old) = delta . (A (new + old) - 2 b), b as it was */
+    double *delta = vec + 3 * d, *both = vec + 4 * d, *ab = vec + 5 * d;
+    for (int64_t j = 0; j < d; j++) {
+        float old = s[j];
+        b[j] -= add[j] * old;
+        s[j] = clip_scale(x[j], old);
+        delta[j] = (double)s[j] - old;
+        both[j] = (double)s[j] + old;
     }
-    rc = 0;
-out:
-    mem_free(g);
-    mem_free(wh);
+    matvec(a, d, both, ab);
+    *change = dot(delta, ab, d) - 2 * dot(delta, b, d);
     mem_free(a);
-    mem_free(b);
-    return rc;
+    mem_free(wh);
+    mem_free(vec);
+    return 0;
 }
 
 struct iterate {
@@ -134,8 +210,7 @@ static int try_scales(struct solve_in *in, const struct quant_options *o, struct
                       float *s, float *v, struct iterate *it, double *best, struct err *e)
 {
     in->col_scale = s;
-    if (solve(in, o, &it->t, e) ||
-        solve_error(in->w, &it->t, s, in->h, in->n_out, in->n_in, &it->first, e))
+    if (solve_and_judge(in, o, &it->t, &it->first, e))
         return -1;
     if (it->first < *best || *best < 0) {
         *best = it->first;
@@ -144,13 +219,15 @@ static int try_scales(struct solve_in *in, const struct quant_options *o, struct
     }
     tensor_to_f32(&it->t, v);
     if (o->dsq_weighted) {
-        if (closed_form_weighted(in, v, s, e))
+        double change = 0;
+        if (closed_form_weighted(in, v, s, &change, e))
             return -1;
+        it->err = it->first + change;
     } else {
         closed_form_plain(in, v, s);
+        if (solve_error(in->w, &it->t, s, in->h, in->n_out, in->n_in, &it->err, e))
+            return -1;
     }
-    if (solve_error(in->w, &it->t, s, in->h, in->n_out, in->n_in, &it->err, e))
-        return -1;
     if (it->err < *best) {
         *best = it->err;
         copy_data(t, &it->t);
@@ -159,7 +236,7 @@ static int try_scales(struct solve_in *in, const struct quant_options *o, struct
     return 0;
 }
 
-int dsq_solve(struct solve_in *in, const struct quant_options *o, struct tensor *t, float *s_c, double *gain,
+int dsq_solve(struct solve_in *in, const struct quant_options *o, struct tensor *t, float *s_c, double *gain, double *error,
               struct err *e)
 {
     int64_t d = in->n_in;
@@ -188,6 +265,7 @@ int dsq_solve(struct solve_in *in, const struct quant_options *o, struct tensor 
             goto out;
     }
     *gain = plain > 0 ? best / plain : 1;
+    *error = best;
     rc = 0;
 out:
     in->col_scale = NULL;

@@ -102,7 +102,7 @@ struct quant_tensor {
     int64_t n_out, n_in;
     double bpw;
     double err;        /* tr(E H E^T) / tr(W H W^T) against the original W; H = I for rtn */
-    double err_target; /* the same against W', what the solver aimed at */
+    double err_target; /* the same of W' - V, W' what the solver aimed at */
     double damp;       /* that it took */
     double seconds;
 };

@@ -140,6 +140,8 @@ struct solve_job {
     const float *hw;   /* (n_in) weights of the scale search in input order, or NULL */
     const int32_t *perm;
     int sweeps;
+    double add;        /* damping on hs, before scaling */
+    double *tile_err;  /* (tiles): of the sweeps */
     atomic_int failed; /* out of memory in some item */
 };
 
@@ -239,10 +241,11 @@ static void tile_round(const struct solve_job *job, struct tile_state *st)
     }
 }
 
-/* Coordinate descent over the codes under H, scales fixed; p (n_in, R) is scratch. */
-static void tile_sweep(const struct solve_job *job, int64_t row0, struct tile_state *st, float *p)
+/* t = w - value of each column; returns sum of t p over the tile's real rows, p = H t. */
+static double tile_residual(const struct solve_job *job, int64_t row0, struct tile_state *st, float *p)
 {
-    int64_t d = job->in->n_in;
+    int64_t d = job->in->n_in, rows = job->in->n_out - row0 < TILE_R ? job->in->n_out - row0 : TILE_R;
+    double sum = 0;
     tile_load(job, row0, job->perm, st->t);
     for (int64_t j = 0; j < d; j++) {
         const struct tile_group *g = st->g + group_of(job, j);
@@ -250,13 +253,30 @@ static void tile_sweep(const struct solve_job *job, int64_t row0, struct tile_st
             st->t[j * TILE_R + r] -= g->s[r] * ((float)st->codes[j * TILE_R + r] - g->z[r]) - g->b[r];
     }
     la_sgemm_tile(0, 0, d, TILE_R, d, 1, job->hs, d, st->t, TILE_R, 0, p, TILE_R);
+    for (int64_t j = 0; j < d; j++)
+        for (int64_t r = 0; r < rows; r++)
+            sum += (double)st->t[j * TILE_R + r] * p[j * TILE_R + r];
+    return sum;
+}
+
+/* Coordinate descent over the codes under H, scales fixed; p (n_in, R) is scratch. Returns the tile's part of tr(E H E^T),
+ * damping taken off again: what it was, less what every move gained. */
+static double tile_sweep(const struct solve_job *job, int64_t row0, struct tile_state *st, float *p)
+{
+    int64_t d = job->in->n_in, rows = job->in->n_out - row0 < TILE_R ? job->in->n_out - row0 : TILE_R;
+    double sum = tile_residual(job, row0, st, p);
     for (int sweep = 0; sweep < job->sweeps; sweep++)
         for (int64_t j0 = 0; j0 < d;) {
             int64_t jend = block_end(job, j0);
             for (int64_t j = j0; j < jend;) {
                 int64_t end = run_end(job, j, jend);
+                float gain[TILE_R], *dv = st->err + (j - j0) * TILE_R;
                 job->k->descend(job->grid, p, job->hs, d, j, end - j, j0, jend, st->g + group_of(job, j),
-                                st->codes + j * TILE_R, st->err + (j - j0) * TILE_R);
+                                st->codes + j * TILE_R, dv, gain);
+                for (int64_t r = 0; r < rows; r++)
+                    sum -= gain[r];
+                for (int64_t k = 0; k < (end - j) * TILE_R; k++)
+                    st->t[j * TILE_R + k] -= dv[k];
                 j = end;
             }
             if (jend < d)
@@ -267,6 +287,12 @@ static void tile_sweep(const struct solve_job *job, int64_t row0, struct tile_st
                               TILE_R);
             j0 = jend;
         }
+    for (int64_t j = 0; j < d; j++) {
+        double s = job->in->col_scale ? job->in->col_scale[job->perm ? job->perm[j] : j] : 1;
+        for (int64_t r = 0; r < rows; r++)
+            sum -= job->add * s * s * st->t[j * TILE_R + r] * st->t[j * TILE_R + r];
+    }
+    return sum;
 }
 
 /* Row r of the tile as blocks of its type; codes (n_in) in input order. */
@@ -346,7 +372,7 @@ static void solve_item(void *ctx, size_t i, int worker)
         else
             tile_round(job, &st);
         if (p)
-            tile_sweep(job, row0, &st, p);
+            job->tile_err[i] = tile_sweep(job, row0, &st, p);
         tile_store(job, row0, &st, row);
     }
     arena_release(&a);
@@ -398,21 +424,38 @@ static int scale_inputs(const struct solve_in *in, const struct quant_options *o
             (*hs)[i * d + i] = 1;
     }
     job->hs = *hs;
+    job->add = add;
     job->sweeps = o->sweeps;
     return 0;
 }
 
 int solve(const struct solve_in *in, const struct quant_options *o, struct tensor *t, struct err *e)
 {
+    return solve_and_judge(in, o, t, NULL, e);
+}
+
+int solve_and_judge(const struct solve_in *in, const struct quant_options *o, struct tensor *t, double *error, struct err *e)
+{
     float *u = NULL, *hs = NULL, *hw = NULL;
+    size_t tiles = (size_t)((in->n_out + TILE_R - 1) / TILE_R);
     struct solve_job job = { .in = in, .out = t, .k = tile_kernels(), .grid = in->grid, .search = o->search,
                              .n_groups = (in->n_in + in->grid->group - 1) / in->grid->group };
     int rc = scale_inputs(in, o, &job, &u, &hs, &hw, e);
+    if (!rc && !(job.tile_err = mem_zalloc(tiles, sizeof *job.tile_err)))
+        rc = err_nomem(e, in->name, tiles * sizeof *job.tile_err);
     if (!rc) {
-        par_for((size_t)((in->n_out + TILE_R - 1) / TILE_R), solve_item, &job);
+        par_for(tiles, solve_item, &job);
         if (atomic_load(&job.failed))
             rc = err_nomem(e, in->name, (size_t)in->n_in * TILE_R * 8);
     }
+    if (!rc && error && hs) {
+        *error = 0;
+        for (size_t i = 0; i < tiles; i++)
+            *error += job.tile_err[i];
+    } else if (!rc && error) {
+        rc = solve_error(in->w, t, in->col_scale, in->h, in->n_out, in->n_in, error, e);
+    }
+    mem_free(job.tile_err);
     mem_free(u);
     mem_free(hs);
     mem_free(hw);

@@ -36,6 +36,8 @@ struct solve_in {
 
 /* Fills the data of t, which grid_alloc made for in->grid. */
 int solve(const struct solve_in *in, const struct quant_options *o, struct tensor *t, struct err *e);
+/* The same, and *error = tr(E H E^T) as solve_error gives it, to float rounding: sweeps know it without another product. */
+int solve_and_judge(const struct solve_in *in, const struct quant_options *o, struct tensor *t, double *error, struct err *e);
 
 /* tr(E H E^T), E = w - v * diag(col_scale); v NULL: E = w. h NULL: identity. */
 int solve_error(const float *w, const struct tensor *v, const float *col_scale, const float *h,

@@ -41,9 +41,11 @@ struct tile_kernels {
     /* Codes only: round to nearest. */
     void (*round)(const struct grid *g, const float *t, int64_t n, const struct tile_group *p, uint8_t *codes);
     /* Coordinate descent on columns [j, j+n): p (d, TILE_R) holds H (w - value); codes and p's columns
-     * [jbeg, jend) follow each change; dv (n, TILE_R) is how far each value moved. h: (d, d), rows of ldh. */
+     * [jbeg, jend) follow each change; dv (n, TILE_R) is how far each value moved. h: (d, d), rows of ldh. gain (TILE_R): by how
+     * much all of it lowered (w - value) H (w - value). */
     void (*descend)(const struct grid *g, float *p, const float *h, int64_t ldh, int64_t j, int64_t n,
-                    int64_t jbeg, int64_t jend, const struct tile_group *par, uint8_t *codes, float *dv);
+                    int64_t jbeg, int64_t jend, const struct tile_group *par, uint8_t *codes, float *dv,
+                    float *gain);
 };
 
 const struct tile_kernels *tile_kernels(void);

@@ -74,11 +74,15 @@ static void round_codes(const struct grid *g, const float *t, int64_t n, const s
 }
 
 static void descend(const struct grid *g, float *p, const float *h, int64_t ldh, int64_t j0, int64_t n,
-                    int64_t jbeg, int64_t jend, const struct tile_group *par, uint8_t *codes, float *dv)
+                    int64_t jbeg, int64_t jend, const struct tile_group *par, uint8_t *codes, float *dv,
+                    float *gain)
 {
     const float *s = par->s;
     float inv[R], maxq = (float)g->maxq;
-    FOR_R inv[r] = inverse(s[r]);
+    FOR_R {
+        inv[r] = inverse(s[r]);
+        gain[r] = 0;
+    }
     for (int64_t j = j0; j < j0 + n; j++, codes += R, dv += R) {
         const float *pj = p + j * R, *hj = h + j * ldh;
         float ih = 1.0f / hj[j], moved = 0;
@@ -88,6 +92,7 @@ static void descend(const struct grid *g, float *p, const float *h, int64_t ldh,
             float want = clampf(roundf_even(q + pj[r] * ih * inv[r]), 0, maxq);
             codes[r] = (uint8_t)(int)want;
             dv[r] = s[r] * (want - q);
+            gain[r] += dv[r] * (2 * pj[r] - dv[r] * hj[j]);
             moved += (want - q) * (want - q);
         }
         if (moved > 0)
