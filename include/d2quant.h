@@ -66,6 +66,9 @@ D2Q_API void d2q_close(d2q_model *m); /* NULL allowed */
 /* Shape, types, sizes; with tensor (a name, or NULL) the figures of that tensor. */
 D2Q_API int d2q_inspect(d2q_model *m, const char *tensor, char **json, d2q_error *err);
 
+/* Every tensor of a against b's: types, |a - b| / |a| (Frobenius), largest difference. Models of one shape, in any containers. */
+D2Q_API int d2q_diff(d2q_model *a, d2q_model *b, char **json, d2q_error *err);
+
 /* ---- quantizing ------------------------------------------------------------------ */
 
 #define D2Q_DEFAULT (-1) /* the recipe decides */

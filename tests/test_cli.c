@@ -432,6 +432,34 @@ static void test_eval_json(void **state)
     json_decref(j);
 }
 
+/* Side by side: the first model is the reference; a table, JSON, CSV. Tensor by tensor: what differs and how far. */
+static void test_compare(void **state)
+{
+    (void)state;
+    expect_status(d2q("quantize " LLAMA " -o %s/cmp.gguf --method rtn --grid q4_0 -q", dir), 0);
+    json_t *j = json_of(d2q("compare " LLAMA " %s/cmp.gguf --ppl " TEXT " --ctx 64 --json -q", dir), NULL);
+    const json_t *m = json_object_get(j, "models"), *a = json_array_get(m, 0), *b = json_array_get(m, 1);
+    assert_int_equal(json_array_size(m), 2);
+    assert_null(json_object_get(a, "kl_mean"));
+    assert_true(number(b, "kl_mean") > 0 && number(b, "bpw") == 4.5 && number(a, "bytes") > number(b, "bytes"));
+    json_t *alone = json_of(d2q("eval %s/cmp.gguf --ppl " TEXT " --ctx 64 --kl " LLAMA " --json -q", dir), NULL);
+    assert_true(number(alone, "kl_mean") == number(b, "kl_mean") && number(alone, "ppl") == number(b, "ppl"));
+    json_decref(alone);
+    json_decref(j);
+    const struct output *o = d2q("compare " LLAMA " %s/cmp.gguf --csv -q", dir);
+    expect_status(o, 0);
+    assert_int_equal(strncmp(o->out, "model,bytes,bpw\n\"" LLAMA "\",", strlen(LLAMA) + 19), 0);
+    j = json_of(d2q("diff " LLAMA " %s/cmp.gguf --json", dir), NULL);
+    assert_int_equal(number(j, "differ"), 14); /* the matrices of both blocks */
+    json_decref(j);
+    j = json_of(d2q("diff " LLAMA " " LLAMA " --json"), NULL);
+    assert_int_equal(number(j, "differ"), 0);
+    json_decref(j);
+    expect_status(d2q("diff " LLAMA), 2);
+    expect_status(d2q("diff " LLAMA " tests/fixtures/models/qwen3"), 1);
+    expect_status(d2q("compare " LLAMA " %s/nothing -q", dir), 1);
+}
+
 static void test_run_text(void **state)
 {
     static const char *const keys[] = { "text", "new_tokens", "seconds", "peak_rss_bytes", "version", NULL };
@@ -520,7 +548,7 @@ int main(void)
         cmocka_unit_test(test_calib),
         cmocka_unit_test(test_quiet),
         cmocka_unit_test(test_eval_json),
-        cmocka_unit_test(test_run_text),
+        cmocka_unit_test(test_compare), cmocka_unit_test(test_run_text),
         cmocka_unit_test(test_inspect),
         cmocka_unit_test(test_interrupt),
     };

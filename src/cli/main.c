@@ -30,7 +30,7 @@ static int usage(void)
 
 static int list(void)
 {
-    static const char *const tables[] = { "methods", "grids", "formats", "families", "types" };
+    static const char *const tables[] = { "methods", "grids", "formats", "tasks", "families", "types" };
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
         json_t *rows = show_parse(d2q_list(tables[i])), *row;
         size_t k;

@@ -308,6 +308,10 @@ int opt_parse(const struct opt_spec *s, int argc, char **argv, void *args)
             continue;
         }
         if (plain || word[0] != '-' || !word[1]) {
+            if (c->model && strstr(s->operands, "...") && c->more.n < OPT_LIST_MAX) {
+                c->more.v[c->more.n++] = word;
+                continue;
+            }
             if (c->model)
                 return opt_usage(s->command, "one MODEL is expected, found '%s' after '%s'", word, c->model);
             c->model = word;

@@ -41,11 +41,12 @@ struct opt {
 
 struct common {
     int threads, quiet, json, help;
-    const char *model; /* the operand */
+    const char *model;    /* the operand */
+    struct opt_list more; /* the operands after it, where a command's name several ("...") */
 };
 
 struct opt_spec {
-    const char *command, *operands, *help;
+    const char *command, *operands, *help; /* operands with "...": several models */
     const struct opt *opts;
 };
 
