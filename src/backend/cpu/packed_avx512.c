@@ -53,14 +53,27 @@ INLINE int64_t distance(const struct packed_rows *r, int n)
     return n == 1 ? AHEAD : next > 0 && next < FAR ? next + (r->row[1] - r->row[0]) : NEAR;
 }
 
+/* The sums of four registers. */
+INLINE void store_sums(const __m512 v[ROWS], float *out)
+{
+    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+    __m512d p = _mm512_castps_pd(ab), q = _mm512_castps_pd(cd);
+    __m512 s = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
+    __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
+}
+
 /* BODY does n rows from `first` on; n is a constant in either use. */
 #define EACH_ROW(BODY, ...)                              \
     do {                                                 \
+        __m512 sums[ROWS];                               \
         if (r->n_in > LONG)                              \
-            BODY(r, 0, ROWS, __VA_ARGS__);               \
+            BODY(r, 0, ROWS, sums, __VA_ARGS__);         \
         else                                             \
             for (int row = 0; row < ROWS; row++)         \
-                BODY(r, row, 1, __VA_ARGS__);            \
+                BODY(r, row, 1, sums, __VA_ARGS__);      \
+        store_sums(sums, out);                           \
     } while (0)
 
 /* lane / 4 or lane / 8, plus what is added */
@@ -112,7 +125,7 @@ INLINE void flat_step(const uint8_t *const *p, const struct packed_rows *r, int 
 }
 
 /* bytes: of a full chunk; short_bytes: of the last one where n_in is no multiple of 64 */
-INLINE void flat_rows(const struct packed_rows *r, int first, int n, const struct packed_chunk *x, float *out, flat_fn fn,
+INLINE void flat_rows(const struct packed_rows *r, int first, int n, __m512 *sums, const struct packed_chunk *x, flat_fn fn,
                       int64_t bytes, int64_t short_bytes)
 {
     const uint8_t *p[ROWS];
@@ -138,7 +151,7 @@ INLINE void flat_rows(const struct packed_rows *r, int first, int n, const struc
         flat_step(p, r, first, n, k, x + k, fn, acc);
     }
     for (int i = 0; i < n; i++)
-        out[first + i] = _mm512_reduce_add_ps(acc[i]);
+        sums[first + i] = acc[i];
 }
 
 /* fp16 at p and p + 18 or so, for the lanes of either half. */
@@ -159,7 +172,14 @@ INLINE __m512i nibbles(const uint8_t *p, const uint8_t *q)
 INLINE struct flat flat_q4_0(const uint8_t *p, const struct packed_rows *r, int i, int64_t k)
 {
     (void)r, (void)i, (void)k;
-    return (struct flat){ nibbles(p + 2, p + 20), two_halves(p, p + 18), _mm512_set1_ps(-8) };
+    /* 16-bit words of two blocks: a half and 8 of codes each */
+    const __m512i words = _mm512_set_epi16(17, 16, 15, 14, 13, 12, 11, 10, 17, 16, 15, 14, 13, 12, 11, 10,
+                                           8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1);
+    const __m256i halves = _mm256_set_epi16(9, 9, 9, 9, 9, 9, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0);
+    __m512i v = _mm512_maskz_loadu_epi16(0x3ffff, p);
+    __m512i code = and8(_mm512_srlv_epi64(_mm512_permutexvar_epi16(words, v), _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0)), 15);
+    __m512 a = _mm512_cvtph_ps(_mm256_permutexvar_epi16(halves, _mm512_castsi512_si256(v)));
+    return (struct flat){ code, a, _mm512_set1_ps(-8) };
 }
 
 INLINE struct flat flat_q8_0(const uint8_t *p, const struct packed_rows *r, int i, int64_t k)
@@ -243,7 +263,7 @@ INLINE struct flat flat_int4(const uint8_t *p, const struct packed_rows *r, int 
                             float *out)                                                                   \
     {                                                                                                     \
         (void)xf;                                                                                         \
-        EACH_ROW(flat_rows, x, out, flat_##NAME, BYTES, SHORT);                                                  \
+        EACH_ROW(flat_rows, x, flat_##NAME, BYTES, SHORT);                                                  \
     }
 FLAT(q4_0, 36, 18)
 FLAT(q8_0, 68, 34)
@@ -284,7 +304,7 @@ typedef __m512i (*codes_fn)(const uint8_t *block, int s);
 
 /* zero: value = a (code - zero) where not 0, else a code + b. per: groups of a chunk, 4 or 2; with 2 the
  * mins are lanes 8 to 15 of a. */
-INLINE void super_rows(const struct packed_rows *r, int first, int n, const struct packed_chunk *x, float *out, int64_t bytes,
+INLINE void super_rows(const struct packed_rows *r, int first, int n, __m512 *sums, const struct packed_chunk *x, int64_t bytes,
                        factors_fn factors, codes_fn codes, int zero, int per)
 {
     __m512 acc[ROWS];
@@ -315,7 +335,7 @@ INLINE void super_rows(const struct packed_rows *r, int first, int n, const stru
         }
     }
     for (int i = 0; i < n; i++)
-        out[first + i] = _mm512_reduce_add_ps(acc[i]);
+        sums[first + i] = acc[i];
 }
 
 /* Runs of 32 at shifts s0 and s1 of the same 32 bytes. */
@@ -423,7 +443,7 @@ INLINE struct factors factors_q6_k(const uint8_t *p)
                             float *out)                                                                   \
     {                                                                                                     \
         (void)xf;                                                                                         \
-        EACH_ROW(super_rows, x, out, sizeof(struct block_##NAME), FACTORS, codes_##NAME, ZERO, PER);             \
+        EACH_ROW(super_rows, x, sizeof(struct block_##NAME), FACTORS, codes_##NAME, ZERO, PER);             \
     }
 SUPER(q2_k, factors_q2_k, 0, 4)
 SUPER(tq2_0, factors_tq2_0, 1, 4)
@@ -439,7 +459,7 @@ INLINE __m512 widen(__m256i v, int bf)
     return bf ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)) : _mm512_cvtph_ps(v);
 }
 
-INLINE void float_rows(const struct packed_rows *r, int first, int n, const float *x, float *out, int bf)
+INLINE void float_rows(const struct packed_rows *r, int first, int n, __m512 *sums, const float *x, int bf)
 {
     __m512 acc[2][ROWS];
     int64_t j = 0;
@@ -463,19 +483,19 @@ INLINE void float_rows(const struct packed_rows *r, int first, int n, const floa
             acc[0][i] = _mm512_fmadd_ps(widen(_mm256_maskz_loadu_epi16(m, r->row[first + i] + 2 * j), bf), v, acc[0][i]);
     }
     for (int i = 0; i < n; i++)
-        out[first + i] = _mm512_reduce_add_ps(_mm512_add_ps(acc[0][i], acc[1][i]));
+        sums[first + i] = _mm512_add_ps(acc[0][i], acc[1][i]);
 }
 
 static void rows_f16(const struct packed_rows *r, const struct packed_chunk *x, const float *xf, float *out)
 {
     (void)x;
-    EACH_ROW(float_rows, xf, out, 0);
+    EACH_ROW(float_rows, xf, 0);
 }
 
 static void rows_bf16(const struct packed_rows *r, const struct packed_chunk *x, const float *xf, float *out)
 {
     (void)x;
-    EACH_ROW(float_rows, xf, out, 1);
+    EACH_ROW(float_rows, xf, 1);
 }
 
 /* ---- activations ------------------------------------------------------------------------ */
