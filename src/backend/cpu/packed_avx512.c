@@ -302,10 +302,9 @@ struct factors {
 typedef struct factors (*factors_fn)(const uint8_t *block);
 typedef __m512i (*codes_fn)(const uint8_t *block, int s);
 
-/* zero: value = a (code - zero) where not 0, else a code + b. per: groups of a chunk, 4 or 2; with 2 the
- * mins are lanes 8 to 15 of a. */
+/* Scales and what is added, of all 16 groups: value = a code + b. Those of 32 stand twice. */
 INLINE void super_rows(const struct packed_rows *r, int first, int n, __m512 *sums, const struct packed_chunk *x, int64_t bytes,
-                       factors_fn factors, codes_fn codes, int zero, int per)
+                       factors_fn factors, codes_fn codes)
 {
     __m512 acc[ROWS];
     int64_t ahead = distance(r, n);
@@ -313,29 +312,31 @@ INLINE void super_rows(const struct packed_rows *r, int first, int n, __m512 *su
         acc[i] = _mm512_setzero_ps();
     for (int64_t k = 0; 256 * k < r->n_in; k++, x += 4) {
         struct factors f[ROWS];
+        __m512 g = _mm512_loadu_ps(x->g);
         for (int i = 0; i < n; i++) {
             f[i] = factors(r->row[first + i] + k * bytes);
+            acc[i] = _mm512_fmadd_ps(f[i].b, g, acc[i]);
             fetch(r->row[first + i] + k * bytes, bytes, ahead);
         }
 #pragma GCC unroll 4
         for (int s = 0; s < 4; s++) {
-            struct act v = load_act(x + s);
-            __m512 off = _mm512_mul_ps(_mm512_set1_ps((float)-zero), v.s);
-            __m512i at = per == 4 ? lane4(4 * s) : lane8(2 * s);
+            __m512i q = _mm512_loadu_si512(x[s].q);
+            __m512 d = _mm512_loadu_ps(x[s].d);
             for (int i = 0; i < n; i++) {
-                __m512 sum = products(codes(r->row[first + i] + k * bytes, s), &v), a = _mm512_permutexvar_ps(at, f[i].a);
-                if (zero) {
-                    acc[i] = _mm512_fmadd_ps(a, _mm512_add_ps(sum, off), acc[i]);
-                } else {
-                    __m512 b = per == 4 ? _mm512_permutexvar_ps(at, f[i].b) : _mm512_permutexvar_ps(lane8(2 * s + 8), f[i].a);
-                    acc[i] = _mm512_fmadd_ps(a, sum, acc[i]);
-                    acc[i] = _mm512_fmadd_ps(b, v.s, acc[i]);
-                }
+                __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes(r->row[first + i] + k * bytes, s), q);
+                __m512 a = _mm512_mul_ps(_mm512_permutexvar_ps(lane4(4 * s), f[i].a), d);
+                acc[i] = _mm512_fmadd_ps(a, _mm512_cvtepi32_ps(sum), acc[i]);
             }
         }
     }
     for (int i = 0; i < n; i++)
         sums[first + i] = acc[i];
+}
+
+/* a (code - zero) */
+INLINE struct factors centred(__m512 a, int zero)
+{
+    return (struct factors){ a, _mm512_mul_ps(a, _mm512_set1_ps((float)-zero)) };
 }
 
 /* Runs of 32 at shifts s0 and s1 of the same 32 bytes. */
@@ -378,7 +379,7 @@ INLINE __m512i codes_tq2_0(const uint8_t *p, int s)
 
 INLINE struct factors factors_tq2_0(const uint8_t *p)
 {
-    return (struct factors){ .a = _mm512_set1_ps(half(p + 64)) };
+    return centred(_mm512_set1_ps(half(p + 64)), 1);
 }
 
 INLINE __m512i codes_q3_k(const uint8_t *p, int s)
@@ -397,10 +398,10 @@ INLINE struct factors factors_q3_k(const uint8_t *p)
     __m128i l = _mm_and_si128(_mm_set_epi64x((int64_t)(lo >> 4), (int64_t)lo), _mm_set1_epi8(15));
     __m128i h = _mm_and_si128(_mm_srlv_epi32(_mm_set1_epi32(hi), _mm_set_epi32(6, 4, 2, 0)), _mm_set1_epi8(3));
     __m128i v = _mm_sub_epi8(_mm_or_si128(l, _mm_slli_epi16(h, 4)), _mm_set1_epi8(32));
-    return (struct factors){ .a = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(v)), _mm512_set1_ps(half(b->d))) };
+    return centred(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(v)), _mm512_set1_ps(half(b->d))), 4);
 }
 
-/* Scales in lanes 0 to 7, minus mins in 8 to 15. */
+/* Scales and mins of 8 groups of 32. */
 INLINE struct factors factors_k4(const uint8_t *p)
 {
     uint32_t u[3];
@@ -409,7 +410,10 @@ INLINE struct factors factors_k4(const uint8_t *p)
     uint32_t y = (u[2] >> 4 & 0x0f0f0f0f) | (u[1] >> 6 & 0x03030303) << 4;
     __m128i v = _mm_set_epi32((int)y, (int)(u[1] & 0x3f3f3f3f), (int)x, (int)(u[0] & 0x3f3f3f3f));
     __m512 f = _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(half(p)), _mm512_set1_ps(-half(p + 2)));
-    return (struct factors){ .a = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(v)), f) };
+    __m512 all = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(v)), f);
+    const __m512i lo = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    return (struct factors){ _mm512_permutexvar_ps(lo, all),
+                             _mm512_permutexvar_ps(_mm512_add_epi32(lo, _mm512_set1_epi32(8)), all) };
 }
 
 INLINE __m512i codes_q4_k(const uint8_t *p, int s)
@@ -435,22 +439,22 @@ INLINE struct factors factors_q6_k(const uint8_t *p)
 {
     const struct block_q6_k *b = (const void *)p;
     __m128i v = _mm_loadu_si128((const __m128i *)(const void *)b->scales);
-    return (struct factors){ .a = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(v)), _mm512_set1_ps(half(b->d))) };
+    return centred(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(v)), _mm512_set1_ps(half(b->d))), 32);
 }
 
-#define SUPER(NAME, FACTORS, ZERO, PER)                                                                   \
+#define SUPER(NAME, FACTORS)                                                                              \
     static void rows_##NAME(const struct packed_rows *r, const struct packed_chunk *x, const float *xf,   \
                             float *out)                                                                   \
     {                                                                                                     \
         (void)xf;                                                                                         \
-        EACH_ROW(super_rows, x, sizeof(struct block_##NAME), FACTORS, codes_##NAME, ZERO, PER);             \
+        EACH_ROW(super_rows, x, sizeof(struct block_##NAME), FACTORS, codes_##NAME);                        \
     }
-SUPER(q2_k, factors_q2_k, 0, 4)
-SUPER(tq2_0, factors_tq2_0, 1, 4)
-SUPER(q3_k, factors_q3_k, 4, 4)
-SUPER(q4_k, factors_k4, 0, 2)
-SUPER(q5_k, factors_k4, 0, 2)
-SUPER(q6_k, factors_q6_k, 32, 4)
+SUPER(q2_k, factors_q2_k)
+SUPER(tq2_0, factors_tq2_0)
+SUPER(q3_k, factors_q3_k)
+SUPER(q4_k, factors_k4)
+SUPER(q5_k, factors_k4)
+SUPER(q6_k, factors_q6_k)
 
 /* ---- floats of 16 bits --------------------------------------------------------------- */
 
@@ -521,9 +525,15 @@ INLINE void quantize_half(const float *x, int64_t n, struct packed_chunk *c, int
 
 static void quantize(const float *x, int64_t n, struct packed_chunk *c)
 {
-    for (; n > 0; n -= 64, x += 64, c++) {
+    for (int k = 0; n > 0; n -= 64, x += 64, c++, k = (k + 1) & 3) {
         quantize_half(x, n < 32 ? n : 32, c, 0);
         quantize_half(n > 32 ? x + 32 : x, n > 32 ? n - 32 < 32 ? n - 32 : 32 : 0, c, 1);
+        /* lanes of a group: pairs, then pairs of pairs */
+        __m512 s = _mm512_loadu_ps(c->s);
+        s = _mm512_add_ps(s, _mm512_permute_ps(s, 0xb1));
+        s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4e));
+        const __m512i at = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+        _mm_storeu_ps(c[-k].g + 4 * k, _mm512_castps512_ps128(_mm512_permutexvar_ps(at, s)));
     }
 }
 
