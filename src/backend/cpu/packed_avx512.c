@@ -14,7 +14,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define LONG 4096
-#define AHEAD 768 /* bytes from what is read to what is fetched meanwhile; may lie past the end of everything */
+#define AHEAD 2048 /* bytes from what is read to what is fetched meanwhile; may lie past the end of everything */
 #define AHEAD_FLOAT 8192
 #define FAR 32768
 #define NEAR 1024
@@ -312,20 +312,19 @@ INLINE void super_rows(const struct packed_rows *r, int first, int n, __m512 *su
         acc[i] = _mm512_setzero_ps();
     for (int64_t k = 0; 256 * k < r->n_in; k++, x += 4) {
         struct factors f[ROWS];
-        __m512 g = _mm512_loadu_ps(x->g);
+        __m512 g = _mm512_loadu_ps(x->g), d = _mm512_loadu_ps(x->dg);
         for (int i = 0; i < n; i++) {
             f[i] = factors(r->row[first + i] + k * bytes);
             acc[i] = _mm512_fmadd_ps(f[i].b, g, acc[i]);
+            f[i].a = _mm512_mul_ps(f[i].a, d);
             fetch(r->row[first + i] + k * bytes, bytes, ahead);
         }
 #pragma GCC unroll 4
         for (int s = 0; s < 4; s++) {
             __m512i q = _mm512_loadu_si512(x[s].q);
-            __m512 d = _mm512_loadu_ps(x[s].d);
             for (int i = 0; i < n; i++) {
                 __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes(r->row[first + i] + k * bytes, s), q);
-                __m512 a = _mm512_mul_ps(_mm512_permutexvar_ps(lane4(4 * s), f[i].a), d);
-                acc[i] = _mm512_fmadd_ps(a, _mm512_cvtepi32_ps(sum), acc[i]);
+                acc[i] = _mm512_fmadd_ps(_mm512_permutexvar_ps(lane4(4 * s), f[i].a), _mm512_cvtepi32_ps(sum), acc[i]);
             }
         }
     }
@@ -447,7 +446,10 @@ INLINE struct factors factors_q6_k(const uint8_t *p)
                             float *out)                                                                   \
     {                                                                                                     \
         (void)xf;                                                                                         \
-        EACH_ROW(super_rows, x, sizeof(struct block_##NAME), FACTORS, codes_##NAME);                        \
+        __m512 sums[ROWS];                                                                                \
+        for (int i = 0; i < ROWS; i++)                                                                    \
+            super_rows(r, i, 1, sums, x, sizeof(struct block_##NAME), FACTORS, codes_##NAME);             \
+        store_sums(sums, out);                                                                            \
     }
 SUPER(q2_k, factors_q2_k)
 SUPER(tq2_0, factors_tq2_0)
@@ -534,6 +536,7 @@ static void quantize(const float *x, int64_t n, struct packed_chunk *c)
         s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4e));
         const __m512i at = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
         _mm_storeu_ps(c[-k].g + 4 * k, _mm512_castps512_ps128(_mm512_permutexvar_ps(at, s)));
+        _mm_storeu_ps(c[-k].dg + 4 * k, _mm512_castps512_ps128(_mm512_permutexvar_ps(at, _mm512_loadu_ps(c->d))));
     }
 }
 

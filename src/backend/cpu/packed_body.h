@@ -285,6 +285,7 @@ static void quantize(const float *x, int64_t n, struct packed_chunk *c)
         for (int g = 0; g < 4; g++) {
             const float *s = c->s + 4 * g;
             c[-k].g[4 * k + g] = (s[0] + s[1]) + (s[2] + s[3]);
+            c[-k].dg[4 * k + g] = c->d[4 * g];
         }
     }
 }
