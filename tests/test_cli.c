@@ -437,10 +437,11 @@ static void test_compare(void **state)
 {
     (void)state;
     expect_status(d2q("quantize " LLAMA " -o %s/cmp.gguf --method rtn --grid q4_0 -q", dir), 0);
-    json_t *j = json_of(d2q("compare " LLAMA " %s/cmp.gguf --ppl " TEXT " --ctx 64 --json -q", dir), NULL);
+    json_t *j = json_of(d2q("compare " LLAMA " %s/cmp.gguf --ppl " TEXT " --ctx 64 --speed --json -q", dir), NULL);
     const json_t *m = json_object_get(j, "models"), *a = json_array_get(m, 0), *b = json_array_get(m, 1);
     assert_int_equal(json_array_size(m), 2);
     assert_null(json_object_get(a, "kl_mean"));
+    assert_true(number(a, "prefill") > 0 && number(b, "decode") > 0);
     assert_true(number(b, "kl_mean") > 0 && number(b, "bpw") == 4.5 && number(a, "bytes") > number(b, "bytes"));
     json_t *alone = json_of(d2q("eval %s/cmp.gguf --ppl " TEXT " --ctx 64 --kl " LLAMA " --json -q", dir), NULL);
     assert_true(number(alone, "kl_mean") == number(b, "kl_mean") && number(alone, "ppl") == number(b, "ppl"));

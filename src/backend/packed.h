@@ -23,6 +23,9 @@ struct packed_chunk {
     int8_t q[64];
     float d[16]; /* of each lane (equal in 8 lanes) */
     float s[16]; /* d times the sum of the lane's q */
+    /* only of the first of each four chunks, for each 16 inputs of the four: */
+    float g[16];  /* d times the sum of q */
+    float dg[16]; /* d */
 };
 
 /* What a kernel reads; row[] of PACKED_ROWS rows, which may be equal. */

@@ -14,7 +14,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define LONG 4096
-#define AHEAD 768 /* bytes from what is read to what is fetched meanwhile; may lie past the end of everything */
+#define AHEAD 2048 /* bytes from what is read to what is fetched meanwhile; may lie past the end of everything */
 #define AHEAD_FLOAT 8192
 #define FAR 32768
 #define NEAR 1024
@@ -53,14 +53,27 @@ INLINE int64_t distance(const struct packed_rows *r, int n)
     return n == 1 ? AHEAD : next > 0 && next < FAR ? next + (r->row[1] - r->row[0]) : NEAR;
 }
 
+/* The sums of four registers. */
+INLINE void store_sums(const __m512 v[ROWS], float *out)
+{
+    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+    __m512d p = _mm512_castps_pd(ab), q = _mm512_castps_pd(cd);
+    __m512 s = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
+    __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+    _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
+}
+
 /* BODY does n rows from `first` on; n is a constant in either use. */
 #define EACH_ROW(BODY, ...)                              \
     do {                                                 \
+        __m512 sums[ROWS];                               \
         if (r->n_in > LONG)                              \
-            BODY(r, 0, ROWS, __VA_ARGS__);               \
+            BODY(r, 0, ROWS, sums, __VA_ARGS__);         \
         else                                             \
             for (int row = 0; row < ROWS; row++)         \
-                BODY(r, row, 1, __VA_ARGS__);            \
+                BODY(r, row, 1, sums, __VA_ARGS__);      \
+        store_sums(sums, out);                           \
     } while (0)
 
 /* lane / 4 or lane / 8, plus what is added */
@@ -112,7 +125,7 @@ INLINE void flat_step(const uint8_t *const *p, const struct packed_rows *r, int 
 }
 
 /* bytes: of a full chunk; short_bytes: of the last one where n_in is no multiple of 64 */
-INLINE void flat_rows(const struct packed_rows *r, int first, int n, const struct packed_chunk *x, float *out, flat_fn fn,
+INLINE void flat_rows(const struct packed_rows *r, int first, int n, __m512 *sums, const struct packed_chunk *x, flat_fn fn,
                       int64_t bytes, int64_t short_bytes)
 {
     const uint8_t *p[ROWS];
@@ -138,7 +151,7 @@ INLINE void flat_rows(const struct packed_rows *r, int first, int n, const struc
         flat_step(p, r, first, n, k, x + k, fn, acc);
     }
     for (int i = 0; i < n; i++)
-        out[first + i] = _mm512_reduce_add_ps(acc[i]);
+        sums[first + i] = acc[i];
 }
 
 /* fp16 at p and p + 18 or so, for the lanes of either half. */
@@ -159,7 +172,14 @@ INLINE __m512i nibbles(const uint8_t *p, const uint8_t *q)
 INLINE struct flat flat_q4_0(const uint8_t *p, const struct packed_rows *r, int i, int64_t k)
 {
     (void)r, (void)i, (void)k;
-    return (struct flat){ nibbles(p + 2, p + 20), two_halves(p, p + 18), _mm512_set1_ps(-8) };
+    /* 16-bit words of two blocks: a half and 8 of codes each */
+    const __m512i words = _mm512_set_epi16(17, 16, 15, 14, 13, 12, 11, 10, 17, 16, 15, 14, 13, 12, 11, 10,
+                                           8, 7, 6, 5, 4, 3, 2, 1, 8, 7, 6, 5, 4, 3, 2, 1);
+    const __m256i halves = _mm256_set_epi16(9, 9, 9, 9, 9, 9, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0);
+    __m512i v = _mm512_maskz_loadu_epi16(0x3ffff, p);
+    __m512i code = and8(_mm512_srlv_epi64(_mm512_permutexvar_epi16(words, v), _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0)), 15);
+    __m512 a = _mm512_cvtph_ps(_mm256_permutexvar_epi16(halves, _mm512_castsi512_si256(v)));
+    return (struct flat){ code, a, _mm512_set1_ps(-8) };
 }
 
 INLINE struct flat flat_q8_0(const uint8_t *p, const struct packed_rows *r, int i, int64_t k)
@@ -243,7 +263,7 @@ INLINE struct flat flat_int4(const uint8_t *p, const struct packed_rows *r, int 
                             float *out)                                                                   \
     {                                                                                                     \
         (void)xf;                                                                                         \
-        EACH_ROW(flat_rows, x, out, flat_##NAME, BYTES, SHORT);                                                  \
+        EACH_ROW(flat_rows, x, flat_##NAME, BYTES, SHORT);                                                  \
     }
 FLAT(q4_0, 36, 18)
 FLAT(q8_0, 68, 34)
@@ -282,10 +302,9 @@ struct factors {
 typedef struct factors (*factors_fn)(const uint8_t *block);
 typedef __m512i (*codes_fn)(const uint8_t *block, int s);
 
-/* zero: value = a (code - zero) where not 0, else a code + b. per: groups of a chunk, 4 or 2; with 2 the
- * mins are lanes 8 to 15 of a. */
-INLINE void super_rows(const struct packed_rows *r, int first, int n, const struct packed_chunk *x, float *out, int64_t bytes,
-                       factors_fn factors, codes_fn codes, int zero, int per)
+/* Scales and what is added, of all 16 groups: value = a code + b. Those of 32 stand twice. */
+INLINE void super_rows(const struct packed_rows *r, int first, int n, __m512 *sums, const struct packed_chunk *x, int64_t bytes,
+                       factors_fn factors, codes_fn codes)
 {
     __m512 acc[ROWS];
     int64_t ahead = distance(r, n);
@@ -293,29 +312,30 @@ INLINE void super_rows(const struct packed_rows *r, int first, int n, const stru
         acc[i] = _mm512_setzero_ps();
     for (int64_t k = 0; 256 * k < r->n_in; k++, x += 4) {
         struct factors f[ROWS];
+        __m512 g = _mm512_loadu_ps(x->g), d = _mm512_loadu_ps(x->dg);
         for (int i = 0; i < n; i++) {
             f[i] = factors(r->row[first + i] + k * bytes);
+            acc[i] = _mm512_fmadd_ps(f[i].b, g, acc[i]);
+            f[i].a = _mm512_mul_ps(f[i].a, d);
             fetch(r->row[first + i] + k * bytes, bytes, ahead);
         }
 #pragma GCC unroll 4
         for (int s = 0; s < 4; s++) {
-            struct act v = load_act(x + s);
-            __m512 off = _mm512_mul_ps(_mm512_set1_ps((float)-zero), v.s);
-            __m512i at = per == 4 ? lane4(4 * s) : lane8(2 * s);
+            __m512i q = _mm512_loadu_si512(x[s].q);
             for (int i = 0; i < n; i++) {
-                __m512 sum = products(codes(r->row[first + i] + k * bytes, s), &v), a = _mm512_permutexvar_ps(at, f[i].a);
-                if (zero) {
-                    acc[i] = _mm512_fmadd_ps(a, _mm512_add_ps(sum, off), acc[i]);
-                } else {
-                    __m512 b = per == 4 ? _mm512_permutexvar_ps(at, f[i].b) : _mm512_permutexvar_ps(lane8(2 * s + 8), f[i].a);
-                    acc[i] = _mm512_fmadd_ps(a, sum, acc[i]);
-                    acc[i] = _mm512_fmadd_ps(b, v.s, acc[i]);
-                }
+                __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes(r->row[first + i] + k * bytes, s), q);
+                acc[i] = _mm512_fmadd_ps(_mm512_permutexvar_ps(lane4(4 * s), f[i].a), _mm512_cvtepi32_ps(sum), acc[i]);
             }
         }
     }
     for (int i = 0; i < n; i++)
-        out[first + i] = _mm512_reduce_add_ps(acc[i]);
+        sums[first + i] = acc[i];
+}
+
+/* a (code - zero) */
+INLINE struct factors centred(__m512 a, int zero)
+{
+    return (struct factors){ a, _mm512_mul_ps(a, _mm512_set1_ps((float)-zero)) };
 }
 
 /* Runs of 32 at shifts s0 and s1 of the same 32 bytes. */
@@ -358,7 +378,7 @@ INLINE __m512i codes_tq2_0(const uint8_t *p, int s)
 
 INLINE struct factors factors_tq2_0(const uint8_t *p)
 {
-    return (struct factors){ .a = _mm512_set1_ps(half(p + 64)) };
+    return centred(_mm512_set1_ps(half(p + 64)), 1);
 }
 
 INLINE __m512i codes_q3_k(const uint8_t *p, int s)
@@ -377,10 +397,10 @@ INLINE struct factors factors_q3_k(const uint8_t *p)
     __m128i l = _mm_and_si128(_mm_set_epi64x((int64_t)(lo >> 4), (int64_t)lo), _mm_set1_epi8(15));
     __m128i h = _mm_and_si128(_mm_srlv_epi32(_mm_set1_epi32(hi), _mm_set_epi32(6, 4, 2, 0)), _mm_set1_epi8(3));
     __m128i v = _mm_sub_epi8(_mm_or_si128(l, _mm_slli_epi16(h, 4)), _mm_set1_epi8(32));
-    return (struct factors){ .a = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(v)), _mm512_set1_ps(half(b->d))) };
+    return centred(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(v)), _mm512_set1_ps(half(b->d))), 4);
 }
 
-/* Scales in lanes 0 to 7, minus mins in 8 to 15. */
+/* Scales and mins of 8 groups of 32. */
 INLINE struct factors factors_k4(const uint8_t *p)
 {
     uint32_t u[3];
@@ -389,7 +409,10 @@ INLINE struct factors factors_k4(const uint8_t *p)
     uint32_t y = (u[2] >> 4 & 0x0f0f0f0f) | (u[1] >> 6 & 0x03030303) << 4;
     __m128i v = _mm_set_epi32((int)y, (int)(u[1] & 0x3f3f3f3f), (int)x, (int)(u[0] & 0x3f3f3f3f));
     __m512 f = _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(half(p)), _mm512_set1_ps(-half(p + 2)));
-    return (struct factors){ .a = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(v)), f) };
+    __m512 all = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(v)), f);
+    const __m512i lo = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    return (struct factors){ _mm512_permutexvar_ps(lo, all),
+                             _mm512_permutexvar_ps(_mm512_add_epi32(lo, _mm512_set1_epi32(8)), all) };
 }
 
 INLINE __m512i codes_q4_k(const uint8_t *p, int s)
@@ -415,22 +438,25 @@ INLINE struct factors factors_q6_k(const uint8_t *p)
 {
     const struct block_q6_k *b = (const void *)p;
     __m128i v = _mm_loadu_si128((const __m128i *)(const void *)b->scales);
-    return (struct factors){ .a = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(v)), _mm512_set1_ps(half(b->d))) };
+    return centred(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(v)), _mm512_set1_ps(half(b->d))), 32);
 }
 
-#define SUPER(NAME, FACTORS, ZERO, PER)                                                                   \
+#define SUPER(NAME, FACTORS)                                                                              \
     static void rows_##NAME(const struct packed_rows *r, const struct packed_chunk *x, const float *xf,   \
                             float *out)                                                                   \
     {                                                                                                     \
         (void)xf;                                                                                         \
-        EACH_ROW(super_rows, x, out, sizeof(struct block_##NAME), FACTORS, codes_##NAME, ZERO, PER);             \
+        __m512 sums[ROWS];                                                                                \
+        for (int i = 0; i < ROWS; i++)                                                                    \
+            super_rows(r, i, 1, sums, x, sizeof(struct block_##NAME), FACTORS, codes_##NAME);             \
+        store_sums(sums, out);                                                                            \
     }
-SUPER(q2_k, factors_q2_k, 0, 4)
-SUPER(tq2_0, factors_tq2_0, 1, 4)
-SUPER(q3_k, factors_q3_k, 4, 4)
-SUPER(q4_k, factors_k4, 0, 2)
-SUPER(q5_k, factors_k4, 0, 2)
-SUPER(q6_k, factors_q6_k, 32, 4)
+SUPER(q2_k, factors_q2_k)
+SUPER(tq2_0, factors_tq2_0)
+SUPER(q3_k, factors_q3_k)
+SUPER(q4_k, factors_k4)
+SUPER(q5_k, factors_k4)
+SUPER(q6_k, factors_q6_k)
 
 /* ---- floats of 16 bits --------------------------------------------------------------- */
 
@@ -439,7 +465,7 @@ INLINE __m512 widen(__m256i v, int bf)
     return bf ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)) : _mm512_cvtph_ps(v);
 }
 
-INLINE void float_rows(const struct packed_rows *r, int first, int n, const float *x, float *out, int bf)
+INLINE void float_rows(const struct packed_rows *r, int first, int n, __m512 *sums, const float *x, int bf)
 {
     __m512 acc[2][ROWS];
     int64_t j = 0;
@@ -463,19 +489,19 @@ INLINE void float_rows(const struct packed_rows *r, int first, int n, const floa
             acc[0][i] = _mm512_fmadd_ps(widen(_mm256_maskz_loadu_epi16(m, r->row[first + i] + 2 * j), bf), v, acc[0][i]);
     }
     for (int i = 0; i < n; i++)
-        out[first + i] = _mm512_reduce_add_ps(_mm512_add_ps(acc[0][i], acc[1][i]));
+        sums[first + i] = _mm512_add_ps(acc[0][i], acc[1][i]);
 }
 
 static void rows_f16(const struct packed_rows *r, const struct packed_chunk *x, const float *xf, float *out)
 {
     (void)x;
-    EACH_ROW(float_rows, xf, out, 0);
+    EACH_ROW(float_rows, xf, 0);
 }
 
 static void rows_bf16(const struct packed_rows *r, const struct packed_chunk *x, const float *xf, float *out)
 {
     (void)x;
-    EACH_ROW(float_rows, xf, out, 1);
+    EACH_ROW(float_rows, xf, 1);
 }
 
 /* ---- activations ------------------------------------------------------------------------ */
@@ -501,9 +527,16 @@ INLINE void quantize_half(const float *x, int64_t n, struct packed_chunk *c, int
 
 static void quantize(const float *x, int64_t n, struct packed_chunk *c)
 {
-    for (; n > 0; n -= 64, x += 64, c++) {
+    for (int k = 0; n > 0; n -= 64, x += 64, c++, k = (k + 1) & 3) {
         quantize_half(x, n < 32 ? n : 32, c, 0);
         quantize_half(n > 32 ? x + 32 : x, n > 32 ? n - 32 < 32 ? n - 32 : 32 : 0, c, 1);
+        /* lanes of a group: pairs, then pairs of pairs */
+        __m512 s = _mm512_loadu_ps(c->s);
+        s = _mm512_add_ps(s, _mm512_permute_ps(s, 0xb1));
+        s = _mm512_add_ps(s, _mm512_permute_ps(s, 0x4e));
+        const __m512i at = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+        _mm_storeu_ps(c[-k].g + 4 * k, _mm512_castps512_ps128(_mm512_permutexvar_ps(at, s)));
+        _mm_storeu_ps(c[-k].dg + 4 * k, _mm512_castps512_ps128(_mm512_permutexvar_ps(at, _mm512_loadu_ps(c->d))));
     }
 }
 

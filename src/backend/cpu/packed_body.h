@@ -277,11 +277,16 @@ static void quantize_half(const float *x, int n, struct packed_chunk *c, int hal
 
 static void quantize(const float *x, int64_t n, struct packed_chunk *c)
 {
-    for (; n > 0; n -= 64, x += 64, c++) {
+    for (int k = 0; n > 0; n -= 64, x += 64, c++, k = (k + 1) & 3) {
         if (n < 64)
             memset(c, 0, sizeof *c);
         for (int half = 0; half < 2 && n > 32 * half; half++)
             quantize_half(x + 32 * half, n - 32 * half < 32 ? (int)(n - 32 * half) : 32, c, half);
+        for (int g = 0; g < 4; g++) {
+            const float *s = c->s + 4 * g;
+            c[-k].g[4 * k + g] = (s[0] + s[1]) + (s[2] + s[3]);
+            c[-k].dg[4 * k + g] = c->d[4 * g];
+        }
     }
 }
 
