@@ -284,6 +284,14 @@ static json_t *result_json(const struct model *m, const d2q_quantize_options *in
     json_object_update_new(root, json_pack("{sfsfsf}", "tune_kl_before", res->tune_before, "tune_kl_after", res->tune_after,
                                            "seconds_tune", res->seconds_tune));
     json_object_set_new(root, "backend", json_pack("{ssss}", "isa", backend_isa(), "blas", backend_blas()));
+    static const char *const stages[STAGE_COUNT] = { "q,k,v", "o", "gate,up", "down" };
+    json_t *profile = json_array();
+    for (int i = 0; i < STAGE_COUNT; i++) {
+        const struct quant_profile *p = &res->profile[i];
+        json_array_append_new(profile, json_pack("{sssfsfsfsf}", "stage", stages[i], "forward", p->forward, "statistics", p->stats,
+                                                 "factor", p->factor, "solve", p->solve));
+    }
+    json_object_set_new(root, "profile", profile);
     return root;
 }
 

@@ -17,7 +17,7 @@ struct args {
     struct common c;
     const char *out;
     struct opt_list formats, keep;
-    int dry_run, group; /* group: the default */
+    int profile, dry_run, group; /* group: the default */
     uint64_t target_size;
     double target_bpw;
     json_t *mix;        /* what d2q_choose_types answered; q.keep points into it */
@@ -63,6 +63,7 @@ const struct opt cmd_quantize_opts[] = {
     { "work", 0, OPT_STR, AT(work), "DIR|off", NULL, 0, 0, "keeps finished blocks: the same command goes on after any end",
       "OUT.d2q-work" },
     { "fresh", 0, OPT_FLAG, AT(q.fresh), NULL, NULL, 0, 0, "begin anew, whatever work is kept", NULL },
+    { "profile", 0, OPT_FLAG, AT(profile), NULL, NULL, 0, 0, "print where the time went", NULL },
     { "dry-run", 0, OPT_FLAG, AT(dry_run), NULL, NULL, 0, 0, "print the plan and stop", NULL },
     { 0 },
 };
@@ -355,7 +356,27 @@ static int export_all(d2q_model *m, struct args *a, json_t *r, d2q_error *e)
     return rc;
 }
 
-static int print_result(const json_t *r, const json_t *plan)
+static void print_profile(const json_t *r)
+{
+    static const char *const keys[] = { "forward", "statistics", "factor", "solve" };
+    const json_t *list = json_object_get(r, "profile"), *p;
+    double sum[4] = { 0 };
+    size_t i;
+    printf("seconds          forward statistics     factor      solve\n");
+    json_array_foreach(list, i, p) {
+        printf("  %-11s", show_str(p, "stage"));
+        for (int k = 0; k < 4; k++) {
+            printf(" %10.2f", show_num(p, keys[k]));
+            sum[k] += show_num(p, keys[k]);
+        }
+        putchar('\n');
+    }
+    printf("  all         %10.2f %10.2f %10.2f %10.2f", sum[0], sum[1], sum[2], sum[3]);
+    printf("   tuning %.2f, rest %.2f of %.2f\n", show_num(r, "seconds_tune"),
+           show_num(r, "seconds") - sum[0] - sum[1] - sum[2] - sum[3] - show_num(r, "seconds_tune"), show_num(r, "seconds"));
+}
+
+static int print_result(const json_t *r, const json_t *plan, bool profile)
 {
     char before[24], after[24], memory[24], planned[24], time[24];
     const json_t *o = json_object_get(r, "options"), *out;
@@ -377,6 +398,8 @@ static int print_result(const json_t *r, const json_t *plan)
     }
     printf("peak memory  %s (planned %s)\ntime         %s: forward %.1f s, statistics %.1f s, solving %.1f s\n", memory, planned,
            time, show_num(r, "seconds_forward"), show_num(r, "seconds_stats"), show_num(r, "seconds_solve"));
+    if (profile)
+        print_profile(r);
     return show_flush();
 }
 
@@ -409,7 +432,7 @@ static int work(struct args *a, d2q_model *m, json_t *plan, double start)
     json_object_set(r, "planned_peak_bytes", json_object_get(plan, "peak_bytes"));
     if (a->c.json)
         return show_json(r);
-    rc = print_result(r, plan);
+    rc = print_result(r, plan, a->profile);
     json_decref(r);
     return rc;
 }

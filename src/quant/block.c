@@ -185,6 +185,7 @@ int block_solve(struct block *b, enum role first, int n, const struct stats *st,
             failed = gptaq_term(st, &f, o->alpha, &asym, &why);
         if (failed && why.code != ERR_NUMERIC)
             rc = err_set(e, why.code, "%s", why.msg);
+        r->res->seconds_factor += log_now() - t0;
     }
     for (int i = 0; !rc && i < n; i++) {
         enum role role = (enum role)(first + i);

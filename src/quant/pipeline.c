@@ -382,6 +382,21 @@ static int round_biases(struct block *b, struct err *e)
     return 0;
 }
 
+/* One stage, its part of the times added to the profile. */
+static int stage(struct block *b, enum quant_stage k, int (*run)(struct block *, struct err *), struct err *e)
+{
+    struct quant_result *res = b->run->res;
+    struct quant_profile *p = &res->profile[k];
+    double forward = res->seconds_forward, stats = res->seconds_stats, factor = res->seconds_factor, solved = res->seconds_solve;
+    int rc = run(b, e);
+    factor = res->seconds_factor - factor;
+    p->forward += res->seconds_forward - forward;
+    p->stats += res->seconds_stats - stats;
+    p->factor += factor;
+    p->solve += res->seconds_solve - solved - factor;
+    return rc;
+}
+
 static int block_run(struct run *r, int64_t index, struct err *e)
 {
     struct block b;
@@ -389,8 +404,8 @@ static int block_run(struct run *r, int64_t index, struct err *e)
     if (!rc && !r->calib)
         rc = tick(&b, "rtn", 0, 0, e) || block_solve(&b, ROLE_Q, ROLE_COUNT, NULL, e);
     else if (!rc)
-        rc = stage_qkv(&b, e) || stage_o(&b, e) || stage_gate_up(&b, e) || stage_down(&b, e) ||
-             round_biases(&b, e);
+        rc = stage(&b, STAGE_QKV, stage_qkv, e) || stage(&b, STAGE_O, stage_o, e) ||
+             stage(&b, STAGE_GATE_UP, stage_gate_up, e) || stage(&b, STAGE_DOWN, stage_down, e) || round_biases(&b, e);
     arena_release(&b.arena);
     return rc ? -1 : 0;
 }

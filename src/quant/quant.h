@@ -116,6 +116,12 @@ struct quant_block {  /* what the corrections did, one per block */
     double out_err;   /* |h_q - h|^2 / |h|^2 of the block's output, sinks left out; 0 where the method needs no float path */
 };
 
+/* Where the time of all blocks went, by stage. */
+enum quant_stage { STAGE_QKV, STAGE_O, STAGE_GATE_UP, STAGE_DOWN, STAGE_COUNT };
+struct quant_profile {
+    double forward, stats, factor, solve; /* seconds; factor: of H, and propagated error's and GPTAQ's terms */
+};
+
 struct quant_result {
     struct arena arena;
     struct quant_tensor *tensors; /* n_layer * ROLE_COUNT, in order of work */
@@ -123,7 +129,8 @@ struct quant_result {
     struct quant_block *blocks;   /* n_layer */
     double bpw;        /* over all quantized weights, scales and zeros counted */
     double tune_before, tune_after; /* mean KL divergence of the held-out sequences to the float model; 0 without tuning */
-    double seconds, seconds_forward, seconds_stats, seconds_solve, seconds_tune;
+    double seconds, seconds_forward, seconds_stats, seconds_factor, seconds_solve, seconds_tune; /* solve includes factor */
+    struct quant_profile profile[STAGE_COUNT];
     int64_t calib_tokens;
 };
 
