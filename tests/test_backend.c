@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "backend/backend.h"
+#include "base/cpu.h"
 #include "backend/bench.h"
 #include "backend/cpu/kernels.h"
 #include "base/mem.h"
@@ -660,6 +661,19 @@ static void test_generic_split(void **state)
     mem_free((void *)(uintptr_t)w.data);
 }
 
+/* A processor newer than OpenBLAS must not be served as one of the SSE age; which core the user asked for stands. */
+static void test_blas_core(void **state)
+{
+    (void)state;
+    const char *asked = getenv("OPENBLAS_CORETYPE");
+    if (!cpu_has_avx2() || (asked && *asked))
+        skip();
+    assert_int_equal(backend_force(NULL, NULL), 0);
+    assert_string_not_equal(backend_blas(), "Prescott");
+    assert_string_not_equal(backend_blas(), "Nehalem");
+    assert_null(getenv("OPENBLAS_CORETYPE"));
+}
+
 static void test_bench(void **state)
 {
     (void)state;
@@ -679,6 +693,7 @@ int main(void)
         cmocka_unit_test(test_linear),      cmocka_unit_test(test_qmat),      cmocka_unit_test(test_embed),
         cmocka_unit_test(test_no_memory),   cmocka_unit_test(test_attention), cmocka_unit_test(test_threads),
         cmocka_unit_test(test_generic_digest), cmocka_unit_test(test_generic_split), cmocka_unit_test(test_bench),
+        cmocka_unit_test(test_blas_core),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -43,6 +43,29 @@ static void name_list(char *out, size_t size)
     }
 }
 
+/* Exported by OpenBLAS builds that hold kernels of several cores, in none of its headers. */
+void gotoblas_dynamic_init(void) __attribute__((weak));
+void gotoblas_dynamic_quit(void) __attribute__((weak));
+
+/* OpenBLAS knows processors by model number and takes one that is newer than itself for a Prescott: kernels of 2004, 5 times slower.
+ * Then it gets the core of the instruction set that is there. A choice by the user (OPENBLAS_CORETYPE) stands. */
+static void blas_core(void)
+{
+    static const char *const old[] = { "Prescott", "Core2", "Penryn", "Dunnington", "Nehalem", "Atom", "Nano", "Athlon", "Opteron",
+                                       "Barcelona", "Bobcat" };
+    const char *now = openblas_get_corename(), *asked = getenv("OPENBLAS_CORETYPE");
+    if (!gotoblas_dynamic_init || !gotoblas_dynamic_quit || (asked && *asked) || !cpu_has_avx2())
+        return;
+    for (size_t i = 0; i < sizeof old / sizeof *old; i++)
+        if (!strncmp(now, old[i], strlen(old[i]))) {
+            setenv("OPENBLAS_CORETYPE", cpu_has_avx512() ? "SkylakeX" : "Haswell", 1);
+            gotoblas_dynamic_quit();
+            gotoblas_dynamic_init();
+            unsetenv("OPENBLAS_CORETYPE");
+            return;
+        }
+}
+
 static int choose(const char *name, struct err *e)
 {
     const struct isa *found = NULL;
@@ -59,6 +82,7 @@ static int choose(const char *name, struct err *e)
                        name);
     /* Every BLAS call is one tile of a par_for: threads of its own would fight ours. */
     openblas_set_num_threads(1);
+    blas_core();
     atomic_store(&chosen, found->kernels);
     return 0;
 }
