@@ -89,6 +89,7 @@ typedef struct d2q_quantize_options {
     const char *sinks;    /* "keep", "skip", "clip" */
     int sweeps;           /* coordinate-descent sweeps; D2Q_DEFAULT */
     int tune;             /* passes over the calibration text that tune scales and norms; D2Q_DEFAULT */
+    double tune_lr;       /* size of its steps at the start, of the logarithm of a scale; D2Q_DEFAULT */
     double damp;          /* share of the mean diagonal; D2Q_DEFAULT */
     const char *on_failure; /* "stop", "rtn", "keep" */
     const char *calib;    /* text or JSONL file, or "self": text that the model generates itself */

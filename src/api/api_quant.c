@@ -15,7 +15,7 @@ void d2q_quantize_options_init(d2q_quantize_options *o)
 {
     *o = (d2q_quantize_options){
         .method = "d2quant", .recipe = "default", .bits = 2, .group = 128, .grid = "asym", .dsq = D2Q_DEFAULT,
-        .dac = D2Q_DEFAULT, .alpha = D2Q_DEFAULT, .beta = D2Q_DEFAULT, .sweeps = D2Q_DEFAULT, .tune = D2Q_DEFAULT, .damp = D2Q_DEFAULT,
+        .dac = D2Q_DEFAULT, .alpha = D2Q_DEFAULT, .beta = D2Q_DEFAULT, .sweeps = D2Q_DEFAULT, .tune = D2Q_DEFAULT, .tune_lr = D2Q_DEFAULT, .damp = D2Q_DEFAULT,
         .rotate = "off", .on_failure = "stop", .calib = "self", .nsamples = 128, .seqlen = 2048,
     };
 }
@@ -74,6 +74,7 @@ int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, s
     o->beta = in->beta < 0 ? o->beta : in->beta;
     o->sweeps = in->sweeps < 0 ? o->sweeps : in->sweeps;
     o->tune = in->tune < 0 ? o->tune : in->tune;
+    o->tune_lr = in->tune_lr < 0 ? o->tune_lr : in->tune_lr;
     o->damp = in->damp < 0 ? o->damp : in->damp;
     return quant_options_check(o, e);
 }
@@ -89,6 +90,7 @@ static json_t *options_json(const d2q_quantize_options *in, const struct quant_o
                                         (json_int_t)in->seed));
     json_object_set_new(j, "rotate", json_string(in->rotate));
     json_object_set_new(j, "tune", json_integer(o->tune));
+    json_object_set_new(j, "tune_lr", json_real(o->tune_lr));
     json_t *keep = json_array();
     for (int i = 0; i < in->n_keep; i++)
         json_array_append_new(keep, json_string(in->keep[i]));

@@ -61,6 +61,8 @@ int quant_options_check(const struct quant_options *o, struct err *e)
                        o->alpha, o->beta);
     if (o->tune < 0 || (o->tune && !method_table[o->method].needs_calib))
         return err_set(e, ERR_USAGE, "tune: expected a number of passes, and a method that has calibration text");
+    if (!(o->tune_lr > 0 && o->tune_lr <= 0.1))
+        return err_set(e, ERR_USAGE, "tune-lr: expected a number above 0, at most 0.1, found %g", o->tune_lr);
     if (o->kept != DT_F16 && o->kept != DT_F32)
         return err_set(e, ERR_USAGE, "kept tensors: expected f16 or f32");
     if (o->method != METHOD_d2quant && (o->dsq || o->dac))
