@@ -223,6 +223,38 @@ static void test_quantize_json(void **state)
     }
 }
 
+/* --report, and the same page from what was printed, but for its quality section. */
+static void test_report(void **state)
+{
+    char *text;
+    size_t n;
+    (void)state;
+    expect_status(d2q("quantize " LLAMA " -o %s/rep --bits 3 --json --report %s/a.html --histogram model.layers.1.mlp.gate_proj.weight" SMALL, dir, dir), 0);
+    scratch_write(scratch_path(dir, "run.json"), last.out, strlen(last.out));
+    expect_status(d2q("eval %s/rep --ppl " TEXT " --ctx 64 --json", dir), 0);
+    scratch_write(scratch_path(dir, "eval.json"), last.out, strlen(last.out));
+    expect_status(d2q("report %s/run.json %s/eval.json -o %s/b.html", dir, dir, dir), 0);
+    expect_text(last.out, "written");
+    assert_int_equal(file_read(scratch_path(dir, "a.html"), 1 << 22, &text, &n, NULL), 0);
+    expect_text(text, "--histogram model.layers.1.mlp.gate_proj.weight");
+    expect_text(text, "<code>model.layers.1.mlp.gate_proj.weight</code>");
+    expect_text(text, "Nothing was measured");
+    expect_text(text, "SHA-256");
+    mem_free(text);
+    assert_int_equal(file_read(scratch_path(dir, "b.html"), 1 << 22, &text, &n, NULL), 0);
+    expect_text(text, "<th class=\"n\">perplexity</th>");
+    mem_free(text);
+    expect_status(d2q("report - -o %s/c.html --json", dir), 1); /* the test's stdin is empty */
+    expect_text(last.err, "found nothing");
+    expect_status(d2q("report %s/none.json -o %s/c.html", dir, dir), 1);
+    expect_text(last.err, "none.json: No such file");
+    expect_status(d2q("report %s/run.json", dir), 2);
+    expect_status(d2q("report -o %s/c.html", dir), 2);
+    expect_status(d2q("quantize " LLAMA " -o %s/rep --histogram model.layers.9.mlp.up_proj.weight" SMALL, dir), 2);
+    expect_text(last.err, "expected a matrix such as model.layers.0.mlp.down_proj.weight");
+    assert_false(file_exists(scratch_path(dir, "c.html")));
+}
+
 static void test_bytes(void **state)
 {
     (void)state;
@@ -538,7 +570,7 @@ int main(void)
         cmocka_unit_test(test_help),
         cmocka_unit_test(test_wrong_usage),
         cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_quantize_json),
+        cmocka_unit_test(test_quantize_json), cmocka_unit_test(test_report),
         cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_formats),
         cmocka_unit_test(test_gguf),
