@@ -93,7 +93,7 @@ static const char *const eval_keys[] = { "ppl", "nll", "tokens", "window", "prot
 
 static void test_help(void **state)
 {
-    static const char *const commands[] = { "quantize", "eval", "run", "inspect", "bench" };
+    static const char *const commands[] = { "quantize", "eval", "run", "convert", "inspect", "compare", "diff", "report", "bench" };
     (void)state;
     expect_status(d2q("--help"), 0);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
@@ -102,6 +102,7 @@ static void test_help(void **state)
         expect_status(d2q("%s --help", commands[i]), 0);
         expect_text(last.out, "usage: d2q ");
         expect_text(last.out, "--json");
+        expect_text(last.out, "examples:");
         assert_string_equal(last.err, "");
         char *first = mem_strdup(last.out);
         expect_status(d2q("help %s", commands[i]), 0);
@@ -123,6 +124,10 @@ static void test_wrong_usage(void **state)
         { "", "a command is missing" },
         { "quantise", "did you mean quantize?" },
         { "frobnicate", "unknown command 'frobnicate'" },
+        { "--lsit", "did you mean --list?" },
+        { "--completion tcsh", "expected one of bash, zsh, fish, found 'tcsh'" },
+        { "--man quantise", "did you mean quantize?" },
+        { "report -o x", "RUN.json is missing" },
         { "quantize", "MODEL is missing" },
         { "quantize " LLAMA, "-o OUT is missing" },
         { "quantize " LLAMA " other -o x", "one MODEL is expected" },
@@ -134,7 +139,7 @@ static void test_wrong_usage(void **state)
         { "quantize " LLAMA " -o x --group 1e2", "found '1e2'" },
         { "quantize " LLAMA " -o x --damp nan", "--damp: expected a number from 0 to 1" },
         { "quantize " LLAMA " -o x --damp 0x1", "--damp: expected a number from 0 to 1" },
-        { "quantize " LLAMA " -o x --method gtpq", "--method: expected one of d2quant, gptq, gptaq, boa, rtn" },
+        { "quantize " LLAMA " -o x --method gtpq", "--method: expected one of d2quant, gptq, gptaq, boa, rtn, found 'gtpq'; did you mean gptq?" },
         { "quantize " LLAMA " -o x --format ggml", "--format: expected one of gptq, gptq_v1, ct, hf, gguf" },
         { "quantize " LLAMA " -o x --format hf --format hf", "--format hf is given twice" },
         { "quantize " LLAMA " -o x --target-bpw 3", "name one .gguf file" },
