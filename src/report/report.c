@@ -77,8 +77,7 @@ static int one_run(struct text *t, const json_t *runs, const json_t *run, int n,
     if (n == 1 && section_quality(t, runs, e))
         return -1;
     for (int i = 0; i < N_SECTIONS; i++) {
-        text_add(t, "<section id=\"%s%s\" class=\"%s\"><h2>%s</h2>\n", sections[i].id, suffix, strcmp(sections[i].id, "tensors") ? "" : "long",
-                 sections[i].title);
+        text_add(t, "<section id=\"%s%s\"><h2>%s</h2>\n", sections[i].id, suffix, sections[i].title);
         if (sections[i].write(t, run, e))
             return -1;
         text_add(t, "</section>\n");

@@ -167,6 +167,8 @@ static void task_row(struct text *t, const json_t *rows, const char *task, const
     const json_t *row;
     size_t i;
     json_array_foreach(rows, i, row) {
+        if (!json_object_size(json_object_get(row, "scores")))
+            continue;
         const json_t *score = task ? json_object_get(json_object_get(row, "scores"), task) : row;
         cell(t, score, key, err, 100, 2);
     }
@@ -185,6 +187,8 @@ static void task_table(struct text *t, const json_t *rows)
     if (json_object_size(names)) {
         text_add(t, "<h3>Tasks</h3>\n<div class=\"scroll\"><table><thead><tr><th>%% right</th><th></th>");
         json_array_foreach(rows, i, row) {
+            if (!json_object_size(json_object_get(row, "scores")))
+                continue;
             text_add(t, "<th class=\"n\">");
             html_text(t, html_base(html_str(row, "model")));
             text_add(t, "</th>");

@@ -6,10 +6,6 @@ const char report_style[] =
     "--c1:#1f6fd0;--c2:#d97706;--c3:#0f8a6d;--c4:#a6418f;--heat:#1f5fbf}\n"
     "@media (prefers-color-scheme:dark){:root{--bg:#0f1318;--fg:#e3e8ee;--dim:#9aa5b1;--line:#2c343e;--card:#171c23;"
     "--c1:#5b9df5;--c2:#f0a13a;--c3:#3cc09c;--c4:#dc86c8;--heat:#69a7ff}}\n"
-    "@media print{:root{color-scheme:light;--bg:#fff;--fg:#000;--dim:#444;--line:#bbb;--card:#fff;"
-    "--c1:#1f6fd0;--c2:#d97706;--c3:#0f8a6d;--c4:#a6418f;--heat:#1f5fbf}body{font-size:10pt}"
-    "section,.card,tr,.figures{break-inside:avoid}section.long{break-inside:auto}h2{break-after:avoid}"
-    ".cards{display:block}.card{max-width:12cm;margin:0 auto .6rem}nav{display:none}}\n"
     "*{box-sizing:border-box}\n"
     "html{-webkit-text-size-adjust:100%;print-color-adjust:exact;-webkit-print-color-adjust:exact}\n"
     "body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}\n"
@@ -46,4 +42,9 @@ const char report_style[] =
     "svg .f1{fill:var(--c1)}svg .f2{fill:var(--c2)}svg .s1{stroke:var(--c1)}svg .s2{stroke:var(--c2)}\n"
     "svg .area{fill:var(--c1);fill-opacity:.28}svg .step{fill:none;stroke:var(--c2);stroke-width:1.4}\n"
     "details summary{cursor:pointer}.yes{color:var(--c3);font-weight:600}.no{color:var(--dim)}\n"
-    "footer{margin-top:2.5rem;color:var(--dim);font-size:.85rem}\n";
+    "footer{margin-top:2.5rem;color:var(--dim);font-size:.85rem}\n"
+    "@media print{:root{color-scheme:light;--bg:#fff;--fg:#000;--dim:#444;--line:#bbb;--card:#fff;"
+    "--c1:#1f6fd0;--c2:#d97706;--c3:#0f8a6d;--c4:#a6418f;--heat:#1f5fbf}body{font-size:9.5pt}main{max-width:none;padding:0}"
+    ".card,.figures,tr,pre,.bar{break-inside:avoid}h2,h3,thead{break-after:avoid}h2{margin-top:1rem}"
+    ".cards{grid-template-columns:1fr 1fr;gap:.6rem}.figures{grid-template-columns:repeat(5,1fr)}.figures b{font-size:1rem}"
+    ".scroll{overflow:visible}table{font-size:.8rem}th,td{padding-right:.5rem}thead th{white-space:normal}td.x{min-width:0}nav{display:none}}\n";

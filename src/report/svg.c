@@ -30,7 +30,7 @@ static void grid_line(const struct plot *p, double v)
 
 void plot_open(struct plot *p, struct text *t, const char *label, double lo, double hi, bool log, int64_t n)
 {
-    *p = (struct plot){ .t = t, .width = WIDTH, .height = 220, .left = 52, .right = WIDTH - 6, .top = 10, .bottom = 184, .log = log,
+    *p = (struct plot){ .t = t, .width = WIDTH, .height = 220, .left = 52, .right = WIDTH - 14, .top = 10, .bottom = 184, .log = log,
                         .n = n > 0 ? n : 1 };
     double step = 1;
     if (log) { /* within a decade or two also at 2 and 5 */
@@ -112,7 +112,7 @@ void plot_close(const struct plot *p)
 
 void heat_map(struct text *t, const char *label, const char *const *name, int rows, int64_t cols, const double *value)
 {
-    const double left = 52, cell = 22, w = (WIDTH - left - 6) / (double)(cols > 0 ? cols : 1), top = 2;
+    const double left = 52, cell = 22, w = (WIDTH - left - 14) / (double)(cols > 0 ? cols : 1), top = 2;
     double lo = INFINITY, hi = 0;
     for (int64_t i = 0; i < rows * cols; i++)
         if (value[i] > 0) {
@@ -135,7 +135,7 @@ void heat_map(struct text *t, const char *label, const char *const *name, int ro
             text_add(t, ", block %lld: %.4g</title></rect>", (long long)c, v);
         }
     }
-    struct plot p = { .t = t, .left = left, .right = WIDTH - 6, .bottom = top + cell * rows, .height = top + cell * rows + 34,
+    struct plot p = { .t = t, .left = left, .right = WIDTH - 14, .bottom = top + cell * rows, .height = top + cell * rows + 34,
                       .n = cols > 0 ? cols : 1 };
     plot_slots(&p, "block");
     for (int i = 0; i < 20 && hi > 0; i++) /* the scale */
