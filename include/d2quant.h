@@ -150,6 +150,7 @@ typedef struct d2q_eval_options {
 } d2q_eval_options;
 
 D2Q_API void d2q_eval_options_init(d2q_eval_options *o);
+/* Cancelled by the log callback once a window is done: the result so far, with "interrupted": true, and no file stored. */
 D2Q_API int d2q_eval(d2q_model *m, const d2q_eval_options *o, char **json, d2q_error *err);
 
 /* Multiple-choice tasks as lm-evaluation-harness scores them, from JSONL files (doc/formats.md). */
@@ -166,7 +167,8 @@ typedef struct d2q_task_options {
 
 D2Q_API void d2q_task_options_init(d2q_task_options *o);
 /* "tasks": a list of {task, n, shots, acc, acc_err, acc_norm, acc_norm_err, tokens, seconds}; with several also "acc_average" and
- * "acc_norm_average" (acc where a task has no acc_norm). */
+ * "acc_norm_average" (acc where a task has no acc_norm). Cancelled once an item is done: what is done, "interrupted": true there and in
+ * the task that is not whole; its items are then the longest, not the first. */
 D2Q_API int d2q_tasks(d2q_model *m, const d2q_task_options *o, char **json, d2q_error *err);
 
 /* ---- reporting ------------------------------------------------------------------------ */
