@@ -254,6 +254,9 @@ static void test_report(void **state)
     expect_status(d2q("report %s/none.json -o %s/c.html", dir, dir), 1);
     expect_text(last.err, "none.json: No such file");
     expect_status(d2q("report %s/run.json", dir), 2);
+    expect_status(d2q("quantize " LLAMA " -o %s/rep2 --method rtn --report %s/nowhere/a.html", dir, dir), 2); /* before the work */
+    expect_text(last.err, "nowhere/a.html: No such file");
+    assert_false(file_exists(scratch_path(dir, "rep2")));
     expect_status(d2q("report -o %s/c.html", dir), 2);
     expect_status(d2q("quantize " LLAMA " -o %s/rep --histogram model.layers.9.mlp.up_proj.weight" SMALL, dir), 2);
     expect_text(last.err, "expected a matrix such as model.layers.0.mlp.down_proj.weight");

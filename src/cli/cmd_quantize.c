@@ -1,6 +1,7 @@
 /* d2q quantize: plan, quantize, write. What can be refused is refused before the work: options, what the format carries,
  * room on the disk. */
 #include <dirent.h>
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -8,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include "cli/cmd.h"
 #include "cli/progress.h"
@@ -133,6 +135,15 @@ static int check_args(const struct opt_spec *spec, struct args *a)
         a->q.work = a->work_dir;
     }
     return -1;
+}
+
+/* The report is written after hours of work: is there a folder for it? */
+static int check_report(const struct opt_spec *spec, const char *path)
+{
+    char dir[4096];
+    const char *slash = strrchr(path, '/');
+    snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path + 1) : 1, slash ? path : ".");
+    return access(dir, W_OK) ? opt_usage(spec->command, "--report %s: %s", path, strerror(errno)) : -1;
 }
 
 /* Bytes free where OUT will be: asked of it, or of the nearest folder above that exists. -1: not known. */
@@ -478,7 +489,7 @@ int cmd_quantize(const struct opt_spec *spec, int argc, char **argv)
     a.q.group = GROUP_UNSET;
     a.q.grid = NULL;
     int rc = opt_parse(spec, argc, argv, &a);
-    if (rc >= 0 || (rc = check_args(spec, &a)) >= 0)
+    if (rc >= 0 || (rc = check_args(spec, &a)) >= 0 || (a.report && (rc = check_report(spec, a.report)) >= 0))
         return rc;
     interrupt_catch();
     d2q_model *m = d2q_open(a.c.model, &e);
