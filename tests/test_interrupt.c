@@ -233,6 +233,7 @@ struct shown {
     char tty[1 << 16]; /* what the terminal got */
 };
 static struct shown last;
+static unsigned short columns; /* of the terminal; 0: not known */
 
 /* Runs d2q with a terminal as stderr, sends SIGINT once the terminal shows `until` (NULL: never). */
 static void run(const char *until, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -248,7 +249,8 @@ static void run(const char *until, const char *fmt, ...)
     vsnprintf(args, sizeof args, fmt, ap);
     va_end(ap);
     snprintf(cmd, sizeof cmd, "exec %s/d2q %s >%s/stdout </dev/null", build ? build : "build", args, dir);
-    assert_int_equal(openpty(&master, &slave, NULL, NULL, NULL), 0);
+    struct winsize w = { .ws_row = 24, .ws_col = columns };
+    assert_int_equal(openpty(&master, &slave, NULL, NULL, &w), 0);
     pid_t pid = fork();
     if (pid == 0) {
         dup2(slave, STDERR_FILENO);
@@ -333,6 +335,12 @@ static void test_sigint_eval(void **state)
     run("left", "eval " LLAMA " --tasks piqa --data %s", dir);
     if (!strstr(last.out, "interrupted: the longest only"))
         fail_msg("stdout: %s", last.out);
+    columns = 30; /* the redrawn line is no longer than a row */
+    run("perplexity  ", "eval " LLAMA " --ppl %s/long.txt --ctx 64", dir);
+    columns = 0;
+    const char *drawn = strstr(last.tty, "\r\033[Kperplexity");
+    assert_non_null(drawn);
+    assert_int_equal(strcspn(drawn + 4, "\r\n"), 29);
     run(NULL, "eval " LLAMA " --ppl " TEXT " --ctx 64 --quiet");
     assert_int_equal(last.status, 0);
     assert_string_equal(last.tty, "");

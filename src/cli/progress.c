@@ -4,6 +4,7 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -82,10 +83,17 @@ static const struct unit *unit_of(const char *kind)
     return &units[n - 1]; /* tasks go by their own names */
 }
 
+static int columns(void)
+{
+    struct winsize w;
+    return ioctl(STDERR_FILENO, TIOCGWINSZ, &w) || w.ws_col < 2 ? 200 : w.ws_col;
+}
+
 static void step(struct progress *p, const char *text, double done, double total)
 {
     double now = clock_now();
     size_t n = strcspn(text, " ");
+    n = n < sizeof p->kind ? n : sizeof p->kind - 1;
     if (strlen(p->kind) != n || memcmp(p->kind, text, n)) {
         snprintf(p->kind, sizeof p->kind, "%.*s", (int)n, text);
         p->start = p->last = now;
@@ -101,15 +109,19 @@ static void step(struct progress *p, const char *text, double done, double total
         p->base = done;
         return;
     }
-    char rate[48] = "", left[24] = "?", memory[24];
+    char rate[48] = "", left[24] = "?", memory[24], line[256];
     const struct unit *u = unit_of(p->kind);
     if (spent > 0)
         snprintf(rate, sizeof rate, "  %.3g %s/s", part / u->each / spent, u->unit);
     if (part > 0)
         show_seconds((total - done) * spent / part, left, sizeof left);
     show_bytes((double)d2q_peak_rss(), memory, sizeof memory);
-    fprintf(stderr, "%s%s%s%s  %.0f %%%s  %s left  peak %s%s", p->tty ? "\r\033[K" : "", p->what ? p->what : "", p->what ? ": " : "", text,
-            total > 0 ? 100 * done / total : 100, rate, left, memory, p->tty ? "" : "\n");
+    snprintf(line, sizeof line, "%s%s%s  %.0f %%%s  %s left  peak %s", p->what ? p->what : "", p->what ? ": " : "", text,
+             total > 0 ? 100 * done / total : 100, rate, left, memory);
+    if (p->tty) /* no longer than a row, or it could not be taken back */
+        fprintf(stderr, "\r\033[K%.*s", columns() - 1, line);
+    else
+        fprintf(stderr, "%s\n", line);
     p->drawn = p->tty;
 }
 
