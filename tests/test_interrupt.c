@@ -235,6 +235,21 @@ struct shown {
 static struct shown last;
 static unsigned short columns; /* of the terminal; 0: not known */
 
+/* Has the terminal shown `until`; "%": at least 1 %, when some windows are done? */
+static int shows(const char *tty, const char *until)
+{
+    if (strcmp(until, "%"))
+        return strstr(tty, until) != NULL;
+    for (const char *p = tty; (p = strstr(p, " %  ")); p++) {
+        const char *digit = p;
+        while (digit > tty && digit[-1] >= '0' && digit[-1] <= '9')
+            digit--;
+        if (atoi(digit) >= 1)
+            return 1;
+    }
+    return 0;
+}
+
 /* Runs d2q with a terminal as stderr, sends SIGINT once the terminal shows `until` (NULL: never). */
 static void run(const char *until, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 static void run(const char *until, const char *fmt, ...)
@@ -263,7 +278,7 @@ static void run(const char *until, const char *fmt, ...)
     while (n + 1 < sizeof last.tty && (k = read(master, last.tty + n, sizeof last.tty - 1 - n)) > 0) {
         n += (size_t)k;
         last.tty[n] = '\0';
-        if (until && strstr(last.tty, until)) {
+        if (until && shows(last.tty, until)) {
             kill(pid, SIGINT);
             until = NULL;
         }
@@ -312,7 +327,7 @@ static void write_long_text(void)
 static void test_sigint_eval(void **state)
 {
     (void)state;
-    run("left", "eval " LLAMA " --ppl %s/long.txt --ctx 64 --json", dir);
+    run("%", "eval " LLAMA " --ppl %s/long.txt --ctx 64 --json", dir);
     expect(130, "d2q: interrupted: the result is of what was done until then");
     static const char *const parts[] = { "\r\033[Kperplexity", " % ", "windows/s", " left", "peak " };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
@@ -320,23 +335,23 @@ static void test_sigint_eval(void **state)
     json_t *j = stopped();
     assert_true(num(j, "windows") >= 1 && num(j, "ppl") > 1);
     json_decref(j);
-    run("left", "compare " LLAMA " " LLAMA " --ppl %s/long.txt --ctx 64 --json", dir);
+    run("%", "compare " LLAMA " " LLAMA " --ppl %s/long.txt --ctx 64 --json", dir);
     expect(130, "llama: perplexity");
     j = stopped();
     assert_int_equal(json_array_size(json_object_get(j, "models")), 1);
     assert_true(num(json_array_get(json_object_get(j, "models"), 0), "ppl") > 1);
     json_decref(j);
     write_task("piqa_validation.jsonl", 8000);
-    run("left", "eval " LLAMA " --tasks piqa --data %s --json", dir);
+    run("%", "eval " LLAMA " --tasks piqa --data %s --json", dir);
     expect(130, "tokens/s");
     j = stopped();
     assert_true(num(json_array_get(json_object_get(j, "tasks"), 0), "n") > 0);
     json_decref(j);
-    run("left", "eval " LLAMA " --tasks piqa --data %s", dir);
+    run("%", "eval " LLAMA " --tasks piqa --data %s", dir);
     if (!strstr(last.out, "interrupted: the longest only"))
         fail_msg("stdout: %s", last.out);
     columns = 30; /* the redrawn line is no longer than a row */
-    run("perplexity  ", "eval " LLAMA " --ppl %s/long.txt --ctx 64", dir);
+    run("%", "eval " LLAMA " --ppl %s/long.txt --ctx 64", dir);
     columns = 0;
     const char *drawn = strstr(last.tty, "\r\033[Kperplexity");
     assert_non_null(drawn);
