@@ -1,4 +1,4 @@
-# d2quant. Targets: all install uninstall test asan ubsan tsan check-layers check-headers clean
+# d2quant. Targets: all man install uninstall test asan ubsan tsan check-layers check-headers clean
 #   make                     build/d2q, build/libd2q.a, build/libd2q.so
 #   make BUILD=dir           objects elsewhere
 #   make WERROR=1            warnings are errors;  make V=1  shows the commands
@@ -58,7 +58,7 @@ HELPERS := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
 HELPER_OBJ := $(HELPERS:%.c=$(BUILD)/%.o)
 
 .SECONDARY:
-.PHONY: all lib tests test asan ubsan tsan check-layers check-headers install uninstall clean
+.PHONY: all man lib tests test asan ubsan tsan check-layers check-headers install uninstall clean
 all: $(if $(CLI_SRC),$(BUILD)/d2q) lib
 
 # Only d2q_ symbols leave either library.
@@ -106,7 +106,26 @@ check-headers:
 	  $(CC) $(filter-out -MMD -MP,$(CFLAGS_ALL)) -Werror -fsyntax-only -x c - || { echo "$$h does not compile alone"; exit 1; }; \
 	done
 
-install: all
+# Pages and completion come from the program's own tables.
+COMMANDS := $(shell sed -n 's/^COMMAND.\([a-z]*\),.*/\1/p' src/cli/commands.def)
+man: $(BUILD)/man/d2q.1 $(COMMANDS:%=$(BUILD)/man/d2q-%.1)
+$(BUILD)/man/d2q.1: $(BUILD)/d2q
+	@mkdir -p $(@D)
+	$(call say,MAN)$(BUILD)/d2q --man > $@
+$(BUILD)/man/d2q-%.1: $(BUILD)/d2q
+	@mkdir -p $(@D)
+	$(call say,MAN)$(BUILD)/d2q --man $* > $@
+
+SHARE = $(DESTDIR)$(PREFIX)/share
+BASH_TO = $(SHARE)/bash-completion/completions
+ZSH_TO  = $(SHARE)/zsh/site-functions
+FISH_TO = $(SHARE)/fish/vendor_completions.d
+install: all man
+	install -d $(SHARE)/man/man1 $(BASH_TO) $(ZSH_TO) $(FISH_TO)
+	install -m 644 $(BUILD)/man/*.1 $(SHARE)/man/man1
+	$(BUILD)/d2q --completion bash > $(BASH_TO)/d2q
+	$(BUILD)/d2q --completion zsh > $(ZSH_TO)/_d2q
+	$(BUILD)/d2q --completion fish > $(FISH_TO)/d2q.fish
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/pkgconfig $(DESTDIR)$(PREFIX)/include
 	install $(BUILD)/d2q $(DESTDIR)$(PREFIX)/bin/d2q
 	install -m 644 include/d2quant.h $(DESTDIR)$(PREFIX)/include/d2quant.h
@@ -118,6 +137,7 @@ install: all
 	  'Libs.private: $(PKG_LIBS) -pthread -lm' 'Cflags: -I$${prefix}/include' \
 	  > $(DESTDIR)$(PREFIX)/lib/pkgconfig/d2quant.pc
 uninstall:
+	rm -f $(SHARE)/man/man1/d2q.1 $(COMMANDS:%=$(SHARE)/man/man1/d2q-%.1) $(BASH_TO)/d2q $(ZSH_TO)/_d2q $(FISH_TO)/d2q.fish
 	rm -f $(DESTDIR)$(PREFIX)/bin/d2q $(DESTDIR)$(PREFIX)/include/d2quant.h \
 	  $(DESTDIR)$(PREFIX)/lib/libd2q.a $(DESTDIR)$(PREFIX)/lib/libd2q.so $(DESTDIR)$(PREFIX)/lib/libd2q.so.$(SOVERSION) \
 	  $(DESTDIR)$(PREFIX)/lib/pkgconfig/d2quant.pc

@@ -46,7 +46,7 @@ for bits in 3 2; do
         say "$method at $bits bits"
         begun=$(elapsed)
         json=$(build/d2q quantize "$model" -o "$out" --method $method --bits $bits --group 64 --calib self \
-            --nsamples "${text%x*}" --seqlen "${text#*x}" -q --json)
+            --nsamples "${text%x*}" --seqlen "${text#*x}" --report "$out.html" -q --json)
         awk -v n="$method, $bits bits g64" -v w="$(echo "$json" | value bpw)" -v b="$(echo "$json" | value bytes)" \
             -v p="$(ppl "$out")" 'BEGIN { printf "%-22s %5.2f %9.1f %10.2f\n", n, w, b / 1e6, p }' >>"$table"
         took=$(($(elapsed) - begun))
@@ -68,4 +68,4 @@ for m in "$model" "$dir/d2quant-3"; do
     build/d2q run "$m" -p "$prompt" -n 40 -q | sed '2,$s/^/  /'
     echo
 done
-say "done; the models are in $dir and load with transformers (GPTQModel) as they are"
+say "done; the models are in $dir and load with transformers (GPTQModel) as they are; a page about each: $dir/*.html"

@@ -98,6 +98,7 @@ typedef struct d2q_quantize_options {
     int zero_min;         /* smallest zero point: 0, or 1 for format gptq_v1, which cannot hold 0 */
     int kept_f32;         /* what is not quantized is rounded to F16 (0) or F32 (1), or kept as it is, but F32 embeddings as
                            * F16 (2, for GGUF): what the output stores */
+    const char *histogram; /* matrix (its Hugging Face name) whose values before and after the result counts; NULL: the one with the largest error */
     const char *work;     /* folder that keeps each finished block, so that the same call goes on after any end; NULL: none */
     int fresh;            /* what is in it is thrown away first */
     d2q_log_fn log;
@@ -136,7 +137,7 @@ D2Q_API int d2q_export_check(d2q_model *m, const char *format, const d2q_quantiz
 D2Q_API int d2q_export(d2q_model *m, const char *format, const char *path, const d2q_export_options *o, char **json,
                        d2q_error *err);
 
-/* ---- measuring and running ---------------------------------------------------------- */
+/* ---- measuring ---------------------------------------------------------- */
 
 typedef struct d2q_eval_options {
     const char *text;     /* file: plain text; NULL with a stored reference: its tokens */
@@ -150,6 +151,7 @@ typedef struct d2q_eval_options {
 } d2q_eval_options;
 
 D2Q_API void d2q_eval_options_init(d2q_eval_options *o);
+/* Cancelled by the log callback once a window is done: the result so far, with "interrupted": true, and no file stored. */
 D2Q_API int d2q_eval(d2q_model *m, const d2q_eval_options *o, char **json, d2q_error *err);
 
 /* Multiple-choice tasks as lm-evaluation-harness scores them, from JSONL files (doc/formats.md). */
@@ -166,8 +168,21 @@ typedef struct d2q_task_options {
 
 D2Q_API void d2q_task_options_init(d2q_task_options *o);
 /* "tasks": a list of {task, n, shots, acc, acc_err, acc_norm, acc_norm_err, tokens, seconds}; with several also "acc_average" and
- * "acc_norm_average" (acc where a task has no acc_norm). */
+ * "acc_norm_average" (acc where a task has no acc_norm). Cancelled once an item is done: what is done, "interrupted": true there and in
+ * the task that is not whole; its items are then the longest, not the first. */
 D2Q_API int d2q_tasks(d2q_model *m, const d2q_task_options *o, char **json, d2q_error *err);
+
+/* ---- reporting ------------------------------------------------------------------------ */
+
+/* What d2q quantize --json, d2q eval --json or d2q compare --json printed: JSON objects, one behind another. name: for messages. */
+typedef struct d2q_report_run {
+    const char *name, *json;
+} d2q_report_run;
+
+/* One HTML page of all of them, which needs nothing else, written to path. */
+D2Q_API int d2q_report(const d2q_report_run *runs, int n, const char *path, d2q_error *err);
+
+/* ---- generating, benchmarking ----------------------------------------------------------- */
 
 typedef struct d2q_generate_options {
     const char *prompt;

@@ -93,7 +93,7 @@ static const char *const eval_keys[] = { "ppl", "nll", "tokens", "window", "prot
 
 static void test_help(void **state)
 {
-    static const char *const commands[] = { "quantize", "eval", "run", "inspect", "bench" };
+    static const char *const commands[] = { "quantize", "eval", "run", "convert", "inspect", "compare", "diff", "report", "bench" };
     (void)state;
     expect_status(d2q("--help"), 0);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
@@ -102,6 +102,7 @@ static void test_help(void **state)
         expect_status(d2q("%s --help", commands[i]), 0);
         expect_text(last.out, "usage: d2q ");
         expect_text(last.out, "--json");
+        expect_text(last.out, "examples:");
         assert_string_equal(last.err, "");
         char *first = mem_strdup(last.out);
         expect_status(d2q("help %s", commands[i]), 0);
@@ -123,6 +124,10 @@ static void test_wrong_usage(void **state)
         { "", "a command is missing" },
         { "quantise", "did you mean quantize?" },
         { "frobnicate", "unknown command 'frobnicate'" },
+        { "--lsit", "did you mean --list?" },
+        { "--completion tcsh", "expected one of bash, zsh, fish, found 'tcsh'" },
+        { "--man quantise", "did you mean quantize?" },
+        { "report -o x", "RUN.json is missing" },
         { "quantize", "MODEL is missing" },
         { "quantize " LLAMA, "-o OUT is missing" },
         { "quantize " LLAMA " other -o x", "one MODEL is expected" },
@@ -134,7 +139,7 @@ static void test_wrong_usage(void **state)
         { "quantize " LLAMA " -o x --group 1e2", "found '1e2'" },
         { "quantize " LLAMA " -o x --damp nan", "--damp: expected a number from 0 to 1" },
         { "quantize " LLAMA " -o x --damp 0x1", "--damp: expected a number from 0 to 1" },
-        { "quantize " LLAMA " -o x --method gtpq", "--method: expected one of d2quant, gptq, gptaq, boa, rtn" },
+        { "quantize " LLAMA " -o x --method gtpq", "--method: expected one of d2quant, gptq, gptaq, boa, rtn, found 'gtpq'; did you mean gptq?" },
         { "quantize " LLAMA " -o x --format ggml", "--format: expected one of gptq, gptq_v1, ct, hf, gguf" },
         { "quantize " LLAMA " -o x --format hf --format hf", "--format hf is given twice" },
         { "quantize " LLAMA " -o x --target-bpw 3", "name one .gguf file" },
@@ -221,6 +226,41 @@ static void test_quantize_json(void **state)
                 fail_msg("%s: %s was not written", methods[i], files[k]);
         }
     }
+}
+
+/* --report, and the same page from what was printed, but for its quality section. */
+static void test_report(void **state)
+{
+    char *text;
+    size_t n;
+    (void)state;
+    expect_status(d2q("quantize " LLAMA " -o %s/rep --bits 3 --json --report %s/a.html --histogram model.layers.1.mlp.gate_proj.weight" SMALL, dir, dir), 0);
+    scratch_write(scratch_path(dir, "run.json"), last.out, strlen(last.out));
+    expect_status(d2q("eval %s/rep --ppl " TEXT " --ctx 64 --json", dir), 0);
+    scratch_write(scratch_path(dir, "eval.json"), last.out, strlen(last.out));
+    expect_status(d2q("report %s/run.json %s/eval.json -o %s/b.html", dir, dir, dir), 0);
+    expect_text(last.out, "written");
+    assert_int_equal(file_read(scratch_path(dir, "a.html"), 1 << 22, &text, &n, NULL), 0);
+    expect_text(text, "--histogram model.layers.1.mlp.gate_proj.weight");
+    expect_text(text, "<code>model.layers.1.mlp.gate_proj.weight</code>");
+    expect_text(text, "Nothing was measured");
+    expect_text(text, "SHA-256");
+    mem_free(text);
+    assert_int_equal(file_read(scratch_path(dir, "b.html"), 1 << 22, &text, &n, NULL), 0);
+    expect_text(text, "<th class=\"n\">perplexity</th>");
+    mem_free(text);
+    expect_status(d2q("report - -o %s/c.html --json", dir), 1); /* the test's stdin is empty */
+    expect_text(last.err, "found nothing");
+    expect_status(d2q("report %s/none.json -o %s/c.html", dir, dir), 1);
+    expect_text(last.err, "none.json: No such file");
+    expect_status(d2q("report %s/run.json", dir), 2);
+    expect_status(d2q("quantize " LLAMA " -o %s/rep2 --method rtn --report %s/nowhere/a.html", dir, dir), 2); /* before the work */
+    expect_text(last.err, "nowhere/a.html: No such file");
+    assert_false(file_exists(scratch_path(dir, "rep2")));
+    expect_status(d2q("report -o %s/c.html", dir), 2);
+    expect_status(d2q("quantize " LLAMA " -o %s/rep --histogram model.layers.9.mlp.up_proj.weight" SMALL, dir), 2);
+    expect_text(last.err, "expected a matrix such as model.layers.0.mlp.down_proj.weight");
+    assert_false(file_exists(scratch_path(dir, "c.html")));
 }
 
 static void test_bytes(void **state)
@@ -538,7 +578,7 @@ int main(void)
         cmocka_unit_test(test_help),
         cmocka_unit_test(test_wrong_usage),
         cmocka_unit_test(test_failures),
-        cmocka_unit_test(test_quantize_json),
+        cmocka_unit_test(test_quantize_json), cmocka_unit_test(test_report),
         cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_formats),
         cmocka_unit_test(test_gguf),

@@ -58,7 +58,7 @@ static void reference(const struct model *m, const struct model *ref, const char
     *kl = *nll = 0;
     for (int64_t i = 0; i < w.n; i++) {
         windows_get(&w, i, ids);
-        assert_int_equal(pass_run(&a, ref, ids, &e) | pass_run(&b, m, ids, &e), 0);
+        assert_int_equal(pass_run(&a, ref, ids, NULL, &e) | pass_run(&b, m, ids, NULL, &e), 0);
         for (int64_t t = w.first; t < CTX; t++) {
             assert_int_equal(pass_logits(&a, ref, t - 1, 1, &e) | pass_logits(&b, m, t - 1, 1, &e), 0);
             double za = 0, zb = 0;

@@ -77,7 +77,8 @@ static void test_scores(void **state)
                 start[i][c + 1] = start[i][c] + 1 + (i * 5 + c * 3) % 9;
             q[i] = (struct question){ 1 + (i * 7) % 60, ctx[i], 1 + i % 4, start[i], ids[i], logp[i] };
         }
-        if (choice_score(m, q, QUESTIONS, NULL, "test", &e))
+        bool interrupted;
+        if (choice_score(m, q, QUESTIONS, NULL, "test", &interrupted, &e))
             fail_msg("%s: %s", models[k], e.msg);
         for (int i = 0; i < QUESTIONS; i++)
             for (int64_t c = 0; c < q[i].n; c++) {

@@ -27,6 +27,13 @@ struct reporter {
 int api_log(void *ud, enum log_kind kind, const char *text, double done, double total);
 /* The public options as the quantizer's. */
 int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, struct err *e);
+/* Views of the blocks' matrices as they are now, n_layer * ROLE_COUNT (mem_free); NULL with *e. */
+struct tensor *api_matrices(const struct model *m, struct err *e);
+/* Has the model a matrix called name (NULL: fine)? */
+int api_histogram_check(const struct model *m, const char *name, struct err *e);
+/* "histogram" into root: values of the matrix `name` (NULL: of the one with the largest error) before, as in those views, and now. */
+int api_histogram(const struct tensor *before, const struct model *m, const char *name, const struct quant_result *res, json_t *root,
+                  struct err *e);
 /* "seconds", "peak_rss_bytes", "version" */
 void api_common(json_t *root, double t0);
 

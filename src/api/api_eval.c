@@ -102,9 +102,11 @@ int d2q_eval(d2q_model *dm, const d2q_eval_options *in, char **json, d2q_error *
                              (json_int_t)r->tokens, "window", (json_int_t)r->window, "windows", (json_int_t)r->n_windows,
                              "protocol", r->protocol, "text_rule", r->text_rule, "text", in->text);
     json_object_set_new(root, "model", json_string(dm->m->ck->path));
+    if (r->interrupted)
+        json_object_set_new(root, "interrupted", json_true());
     if (in->kl)
         add_kl(root, &c.k, in->kl, stored);
-    if (in->save_base)
+    if (in->save_base && !r->interrupted)
         json_object_set_new(root, "saved_base", json_string(in->save_base));
     api_common(root, t0);
     return api_json(root, json, err);

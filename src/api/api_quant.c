@@ -164,7 +164,7 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
     int64_t tokens = 0, longest = 0, packed = 0;
     double t0 = log_now(), params = 0;
     uint64_t base = mem_peak_rss(); /* program, libraries, tokenizer: what is there already */
-    if (api_quant_options(in, &o, &e) ||
+    if (api_quant_options(in, &o, &e) || api_histogram_check(m, in->histogram, &e) ||
         (method_table[o.method].needs_calib && plan_calib(m, in, &tokens, &longest, &e)))
         return api_fail(err, &e);
     quant_plan(m, &o, tokens, longest, &p);
@@ -182,6 +182,11 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
             json_array_append_new(list, json_pack("{sssss[II]so}", "name", name, "type", type, "shape", (json_int_t)w->dim[0],
                                                   (json_int_t)w->dim[1], "gguf", gguf_type(&g, w, &packed)));
         }
+    static const char *const parts[MEM_COUNT] = { "source", "quantized", "kept", "block", "states", "forward", "stage", "tuning" };
+    json_t *memory = json_pack("{sI}", "program", (json_int_t)base);
+    for (int i = 0; i < MEM_COUNT; i++)
+        json_object_set_new(memory, parts[i], json_integer((json_int_t)p.memory[i]));
+    json_object_set_new(root, "memory", memory);
     json_object_set_new(root, "options", options_json(in, &o));
     json_object_update_new(root, json_pack("{sfsIsIsIsIsfso}", "bpw", p.bpw, "bytes", (json_int_t)p.output_bytes,
                                            "quantized_bytes", (json_int_t)p.quantized_bytes, "kept_bytes",
@@ -274,9 +279,13 @@ static json_t *result_json(const struct model *m, const d2q_quantize_options *in
     }
     for (int64_t i = 0; i < m->hp.n_layer; i++) {
         const struct quant_block *b = &res->blocks[i];
-        json_array_append_new(blocks, json_pack("{sfsfsfsfsfsfsf}", "dac_share", b->dac_share, "dac_gain", b->dac_gain,
-                                                "dac_shift", b->dac_shift, "dsq_min", b->dsq_min, "dsq_max", b->dsq_max,
-                                                "dsq_gain", b->dsq_gain, "out_err", b->out_err));
+        json_t *j = json_pack("{sfsfsfsfsfsfsf}", "dac_share", b->dac_share, "dac_gain", b->dac_gain, "dac_shift", b->dac_shift,
+                              "dsq_min", b->dsq_min, "dsq_max", b->dsq_max, "dsq_gain", b->dsq_gain, "out_err", b->out_err);
+        json_t *spread = json_array();
+        for (int k = 0; k < QUANT_SPREAD; k++)
+            json_array_append_new(spread, json_real(b->dsq_quantile[k]));
+        json_object_update_new(j, json_pack("{sfsfso}", "dac_before", b->dac_before, "dac_after", b->dac_after, "dsq_quantiles", spread));
+        json_array_append_new(blocks, j);
     }
     json_object_set_new(root, "options", options_json(in, o));
     json_object_update_new(root, json_pack("{sfsfsfsfsfsIsoso}", "bpw", res->bpw, "quantized_bytes", bytes, "seconds_forward",
@@ -294,6 +303,7 @@ static json_t *result_json(const struct model *m, const d2q_quantize_options *in
                                                  "factor", p->factor, "solve", p->solve));
     }
     json_object_set_new(root, "profile", profile);
+    json_object_update_new(root, json_pack("{ssss}", "model", m->ck->path, "family", m->hp.family));
     return root;
 }
 
@@ -306,19 +316,26 @@ int d2q_quantize(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q
     struct reporter rep = { in->log, in->log_ud };
     struct log log = { api_log, &rep };
     double t0 = log_now();
-    int rc = api_quant_options(in, &o, &e);
+    int rc = api_quant_options(in, &o, &e) || api_histogram_check(dm->m, in->histogram, &e);
     struct work work = { .lock = -1 };
     rc = rc || prepare(dm->m, in, &o, &log, &work, &c, &e);
+    struct tensor *floats = rc ? NULL : api_matrices(dm->m, &e); /* as they are before */
+    rc = rc || !floats;
     rc = rc || quantize_resumable(dm->m, &o, method_table[o.method].needs_calib ? &c : NULL, work.dir ? &work : NULL, &log,
                                   on_tensor, &rep, &res, &e);
     json_t *root = rc ? NULL : result_json(dm->m, in, &o, &res);
+    if (root)
+        rc = api_histogram(floats, dm->m, in->histogram, &res, root, &e);
+    mem_free(floats);
     if (root && in->work)
         json_object_set_new(root, "resumed_blocks", json_integer((json_int_t)work.done));
     work_close(&work);
     quant_result_release(&res);
     calib_release(&c);
-    if (rc)
+    if (rc) {
+        json_decref(root);
         return api_fail(err, &e);
+    }
     api_common(root, t0);
     return api_json(root, json, err);
 }
@@ -405,22 +422,24 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
     uint64_t bytes = 0;
     if (!x)
         return api_fail(err, &e);
-    json_t *meta = in && in->meta ? json_loads(in->meta, 0, NULL) : NULL;
+    json_t *meta = in && in->meta ? json_loads(in->meta, 0, NULL) : NULL, *inputs = NULL;
     o.meta = meta;
     int rc = export_model(dm->m, format, path, &o, &log, &bytes, &e);
     json_t *loads = rc ? NULL : loads_list(dm->m, format, &o, NULL);
     if (!rc && in && in->command) {
-        struct card c = { dm->m, format, in->command, meta, loads, bits_per_weight(dm->m), bytes };
-        rc = write_card(&c, path, x->file, &e);
+        const char *calib = json_string_value(json_object_get(json_object_get(meta, "options"), "calib"));
+        struct card c = { dm->m, format, in->command, meta, loads, inputs = card_inputs(dm->m, calib, &e), bits_per_weight(dm->m), bytes };
+        rc = inputs ? write_card(&c, path, x->file, &e) : -1;
     }
     json_decref(meta);
-    if (rc) {
-        json_decref(loads);
-        return api_fail(err, &e);
-    }
     char opens[4096];
     if (export_opens(path, opens, sizeof opens))
         snprintf(opens, sizeof opens, "%s", path);
-    return api_json(json_pack("{sssssIso}", "format", format, "path", opens, "bytes", (json_int_t)bytes, "loads", loads), json,
-                    err);
+    if (rc) {
+        json_decref(loads);
+        json_decref(inputs);
+        return api_fail(err, &e);
+    }
+    return api_json(json_pack("{sssssIsoso*}", "format", format, "path", opens, "bytes", (json_int_t)bytes, "loads", loads, "inputs",
+                              inputs), json, err);
 }

@@ -16,6 +16,8 @@ static json_t *task_json(const char *name, const struct task_info *info, const s
     json_t *j = json_pack("{sssIsisfsf}", "task", name, "n", (json_int_t)r->n, "shots", o->shots, "acc", r->acc, "acc_err", r->acc_err);
     if (!info || info->norm)
         json_object_update_new(j, json_pack("{sfsf}", "acc_norm", r->acc_norm, "acc_norm_err", r->acc_norm_err));
+    if (r->interrupted)
+        json_object_set_new(j, "interrupted", json_true());
     json_object_update_new(j, json_pack("{sIsf}", "tokens", (json_int_t)r->tokens, "seconds", r->seconds));
     return j;
 }
@@ -25,14 +27,20 @@ struct run {
     struct task_options o;
     struct log log;
     json_t *list;
+    bool interrupted;
     double acc, norm; /* sums; norm: acc_norm, or acc where a task has none */
 };
 
 static int run_one(struct run *u, const char *name, const char *path, const struct task_info *info, struct err *e)
 {
     struct task_result r;
-    if (task_run(u->m, name, path, &u->o, &u->log, &r, e))
-        return -1;
+    if (u->interrupted)
+        return 0;
+    if (task_run(u->m, name, path, &u->o, &u->log, &r, e)) {
+        u->interrupted = e->code == ERR_CANCELLED && json_array_size(u->list);
+        return u->interrupted ? 0 : -1;
+    }
+    u->interrupted = r.interrupted;
     u->acc += r.acc;
     u->norm += !info || info->norm ? r.acc_norm : r.acc;
     return json_array_append_new(u->list, task_json(name, info, &u->o, &r));
@@ -106,6 +114,8 @@ int d2q_tasks(d2q_model *dm, const d2q_task_options *in, char **json, d2q_error 
     json_t *root = json_pack("{soss}", "tasks", u.list, "model", dm->m->ck->path);
     if (n > 1)
         json_object_update_new(root, json_pack("{sfsf}", "acc_average", u.acc / n, "acc_norm_average", u.norm / n));
+    if (u.interrupted)
+        json_object_set_new(root, "interrupted", json_true());
     api_common(root, t0);
     return api_json(root, json, err);
 }

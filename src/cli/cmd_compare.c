@@ -43,6 +43,11 @@ static const struct column {
     { "prefill", "pp t/s", 1, 1 },            { "decode", "tg t/s", 1, 1 },
 };
 
+static bool stopped(const json_t *o)
+{
+    return json_object_get(o, "interrupted") != NULL;
+}
+
 static void take(json_t *row, const json_t *from, const char *key)
 {
     json_t *v = json_object_get(from, key);
@@ -57,12 +62,12 @@ static int evaluate(d2q_model *m, struct args *a, json_t *row, d2q_error *e)
         if (d2q_eval(m, &a->o, &text, e))
             return -1;
         json_t *r = show_parse(text);
-        static const char *const keys[] = { "ppl", "ppl_err", "tokens", "protocol", "kl_mean", "kl_err", "kl_median", "kl_p99", "top1" };
+        static const char *const keys[] = { "ppl", "ppl_err", "tokens", "protocol", "kl_mean", "kl_err", "kl_median", "kl_p99", "top1", "interrupted" };
         for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
             take(row, r, keys[i]);
         json_decref(r);
     }
-    if (a->t.tasks) {
+    if (a->t.tasks && !stopped(row)) {
         if (d2q_tasks(m, &a->t, &text, e))
             return -1;
         json_t *r = show_parse(text), *t;
@@ -71,9 +76,10 @@ static int evaluate(d2q_model *m, struct args *a, json_t *row, d2q_error *e)
             json_object_set(row, show_str(t, "task"), json_object_get(t, "acc"));
         take(row, r, "acc_average");
         take(row, r, "acc_norm_average");
+        take(row, r, "interrupted");
         json_decref(r);
     }
-    if (a->speed) {
+    if (a->speed && !stopped(row)) {
         d2q_bench_options o;
         d2q_bench_options_init(&o);
         o.seconds = 0;
@@ -108,6 +114,10 @@ static json_t *one_model(struct args *a, const char *path, int *rc)
         *rc = evaluate(m, a, row, &e);
     }
     d2q_close(m);
+    if (*rc && e.code == D2Q_ERR_CANCELLED) { /* what the row has stays */
+        json_object_set_new(row, "interrupted", json_true());
+        *rc = 0;
+    }
     if (!*rc)
         return row;
     json_decref(row);
@@ -172,27 +182,33 @@ int cmd_compare(const struct opt_spec *spec, int argc, char **argv)
     a.o.log = a.t.log = progress_log;
     a.o.log_ud = a.t.log_ud = &p;
     interrupt_catch();
-    json_t *models = json_array();
-    for (int i = 0; !rc || rc == -1; i++) {
-        const char *path = i ? i <= a.c.more.n ? a.c.more.v[i - 1] : NULL : a.c.model;
-        if (!path)
-            break;
+    json_t *models = json_array(), *row = NULL;
+    rc = 0;
+    for (int i = 0; !rc && i <= a.c.more.n && !stopped(row); i++) {
+        const char *path = i ? a.c.more.v[i - 1] : a.c.model;
         a.o.kl = i && a.o.text ? a.c.model : NULL;
-        json_t *row = one_model(&a, path, &rc);
+        progress_what(&p, base_name(path));
+        row = one_model(&a, path, &rc);
         if (row)
             json_array_append_new(models, row);
     }
     progress_clear(&p);
-    if (rc > 0) {
+    if (rc) {
         json_decref(models);
         return rc;
     }
+    bool partly = stopped(row);
+    if (partly)
+        fprintf(stderr, "d2q: interrupted: the last row is of what was done until then\n");
     if (a.c.json) {
         json_t *r = json_pack("{so}", "models", models);
+        if (partly)
+            json_object_set_new(r, "interrupted", json_true());
         show_common(r, start);
-        return show_json(r);
+        rc = show_json(r);
+    } else {
+        rc = print(models, a.csv);
+        json_decref(models);
     }
-    rc = print(models, a.csv);
-    json_decref(models);
-    return rc;
+    return rc ? rc : partly ? EXIT_INTERRUPTED : EXIT_DONE;
 }

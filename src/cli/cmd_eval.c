@@ -55,7 +55,8 @@ static void print_tasks(const json_t *r)
         printf("%-14s acc %6.2f +- %.2f %%", show_str(t, "task"), 100 * show_num(t, "acc"), 100 * show_num(t, "acc_err"));
         if (json_object_get(t, "acc_norm"))
             printf("   acc_norm %6.2f +- %.2f %%", 100 * show_num(t, "acc_norm"), 100 * show_num(t, "acc_norm_err"));
-        printf("   %.0f items%s\n", show_num(t, "n"), show_num(t, "shots") > 0 ? ", 5 shots" : "");
+        printf("   %.0f items%s%s\n", show_num(t, "n"), show_num(t, "shots") > 0 ? ", 5 shots" : "",
+               json_object_get(t, "interrupted") ? ", interrupted: the longest only" : "");
     }
     if (json_object_get(r, "acc_average"))
         printf("average        acc %6.2f %%           acc_norm %6.2f %% (acc where a task has none)\n", 100 * show_num(r, "acc_average"),
@@ -102,7 +103,8 @@ static json_t *evaluate(struct args *a, int *rc)
     *rc = !m || (window && d2q_eval(m, &a->o, &text, &e));
     if (!*rc && window)
         r = show_parse(text);
-    if (!*rc && tasks && !(*rc = d2q_tasks(m, &a->t, &text, &e))) {
+    bool stop = json_object_get(r, "interrupted");
+    if (!*rc && tasks && !stop && !(*rc = d2q_tasks(m, &a->t, &text, &e))) {
         json_t *t = show_parse(text);
         if (r) {
             json_object_del(t, "seconds");
@@ -114,6 +116,10 @@ static json_t *evaluate(struct args *a, int *rc)
     }
     progress_clear(&p);
     d2q_close(m);
+    if (*rc && r && e.code == D2Q_ERR_CANCELLED) { /* during the first task; the rest is there */
+        json_object_set_new(r, "interrupted", json_true());
+        *rc = 0;
+    }
     if (*rc) {
         json_decref(r);
         *rc = show_error(&e);
@@ -141,9 +147,13 @@ int cmd_eval(const struct opt_spec *spec, int argc, char **argv)
     if (!r)
         return rc;
     show_common(r, start);
+    bool stopped = json_object_get(r, "interrupted");
     if (a.c.json)
-        return show_json(r);
-    rc = print(r);
+        rc = show_json(json_incref(r));
+    else
+        rc = print(r);
     json_decref(r);
-    return rc;
+    if (stopped)
+        fprintf(stderr, "d2q: interrupted: the result is of what was done until then\n");
+    return rc ? rc : stopped ? EXIT_INTERRUPTED : EXIT_DONE;
 }

@@ -1,6 +1,7 @@
 /* d2q quantize: plan, quantize, write. What can be refused is refused before the work: options, what the format carries,
  * room on the disk. */
 #include <dirent.h>
+#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -8,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include "cli/cmd.h"
 #include "cli/progress.h"
@@ -23,6 +25,7 @@ struct args {
     json_t *mix;        /* what d2q_choose_types answered; q.keep points into it */
     const char **mix_keep;
     const char *work;   /* as given */
+    const char *report;
     char work_dir[4096];
     d2q_quantize_options q;
     d2q_export_options x;
@@ -64,6 +67,9 @@ const struct opt cmd_quantize_opts[] = {
     { "work", 0, OPT_STR, AT(work), "DIR|off", NULL, 0, 0, "keeps finished blocks: the same command goes on after any end",
       "OUT.d2q-work" },
     { "fresh", 0, OPT_FLAG, AT(q.fresh), NULL, NULL, 0, 0, "begin anew, whatever work is kept", NULL },
+    { "report", 0, OPT_STR, AT(report), "FILE.html", NULL, 0, 0, "also write a page about the run, as d2q report does", NULL },
+    { "histogram", 0, OPT_STR, AT(q.histogram), "NAME", NULL, 0, 0, "matrix whose values the report shows before and after",
+      "the one with the largest error" },
     { "profile", 0, OPT_FLAG, AT(profile), NULL, NULL, 0, 0, "print where the time went", NULL },
     { "dry-run", 0, OPT_FLAG, AT(dry_run), NULL, NULL, 0, 0, "print the plan and stop", NULL },
     { 0 },
@@ -130,6 +136,15 @@ static int check_args(const struct opt_spec *spec, struct args *a)
         a->q.work = a->work_dir;
     }
     return -1;
+}
+
+/* The report is written after hours of work: is there a folder for it? */
+static int check_report(const struct opt_spec *spec, const char *path)
+{
+    char dir[4096];
+    const char *slash = strrchr(path, '/');
+    snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path + 1) : 1, slash ? path : ".");
+    return access(dir, W_OK) ? opt_usage(spec->command, "--report %s: %s", path, strerror(errno)) : -1;
 }
 
 /* Bytes free where OUT will be: asked of it, or of the nearest folder above that exists. -1: not known. */
@@ -337,7 +352,7 @@ static int export_all(d2q_model *m, struct args *a, json_t *r, d2q_error *e)
 {
     json_t *outputs = json_array();
     char *meta = make_meta(r), path[4096];
-    double bytes = 0;
+    double bytes = 0, begin = clock_now();
     int rc = 0;
     json_object_set_new(r, "outputs", outputs);
     a->x.meta = meta;
@@ -353,6 +368,7 @@ static int export_all(d2q_model *m, struct args *a, json_t *r, d2q_error *e)
         json_array_append_new(outputs, o);
     }
     json_object_set_new(r, "bytes", json_integer((json_int_t)bytes));
+    json_object_set_new(r, "seconds_export", json_real(clock_now() - begin));
     free(meta); /* from jansson */
     return rc;
 }
@@ -404,6 +420,29 @@ static int print_result(const json_t *r, const json_t *plan, bool profile)
     return show_flush();
 }
 
+/* What the result's JSON has from the plan and the command line. */
+static void add_plan(json_t *r, const struct args *a, const json_t *plan, double start)
+{
+    static const char *const keys[][2] = { { "source_bytes", "source_bytes" }, { "peak_bytes", "planned_peak_bytes" },
+                                           { "memory", "planned_memory" }, { "parameters", "parameters" },
+                                           { "kept_bytes", "kept_bytes" } };
+    show_common(r, start);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        json_object_set(r, keys[i][1], json_object_get(plan, keys[i][0]));
+    json_t *command = json_string(a->x.command);
+    json_object_set_new(r, "command", command ? command : json_string("d2q quantize (its arguments are not UTF-8)"));
+}
+
+static int write_report(const char *path, const json_t *r)
+{
+    d2q_error e;
+    char *text = json_dumps(r, JSON_COMPACT);
+    d2q_report_run run = { "this run", text };
+    int rc = text ? d2q_report(&run, 1, path, &e) : 0;
+    free(text);
+    return rc ? show_error(&e) : 0;
+}
+
 static int work(struct args *a, d2q_model *m, json_t *plan, double start)
 {
     struct progress p;
@@ -428,14 +467,17 @@ static int work(struct args *a, d2q_model *m, json_t *plan, double start)
     }
     if (a->q.work && d2q_work_remove(a->q.work, &e)) /* the output is written */
         show_error(&e);
-    show_common(r, start);
-    json_object_set(r, "source_bytes", json_object_get(plan, "source_bytes"));
-    json_object_set(r, "planned_peak_bytes", json_object_get(plan, "peak_bytes"));
-    if (a->c.json)
-        return show_json(r);
+    add_plan(r, a, plan, start);
+    int reported = a->report ? write_report(a->report, r) : 0;
+    if (a->c.json) {
+        rc = show_json(r);
+        return reported ? reported : rc;
+    }
     rc = print_result(r, plan, a->profile);
+    if (a->report && !reported)
+        printf("report       %s\n", a->report);
     json_decref(r);
-    return rc;
+    return reported ? reported : rc;
 }
 
 int cmd_quantize(const struct opt_spec *spec, int argc, char **argv)
@@ -448,7 +490,7 @@ int cmd_quantize(const struct opt_spec *spec, int argc, char **argv)
     a.q.group = GROUP_UNSET;
     a.q.grid = NULL;
     int rc = opt_parse(spec, argc, argv, &a);
-    if (rc >= 0 || (rc = check_args(spec, &a)) >= 0)
+    if (rc >= 0 || (rc = check_args(spec, &a)) >= 0 || (a.report && (rc = check_report(spec, a.report)) >= 0))
         return rc;
     interrupt_catch();
     d2q_model *m = d2q_open(a.c.model, &e);

@@ -3,27 +3,26 @@
 #include <string.h>
 
 #include "cli/cmd.h"
+#include "cli/manual.h"
 #include "cli/progress.h"
 #include "cli/show.h"
 
-static const struct command {
-    struct opt_spec spec;
-    int (*run)(const struct opt_spec *spec, int argc, char **argv);
-} commands[] = {
-#define COMMAND(name, operands, help) { { #name, operands, help, cmd_##name##_opts }, cmd_##name },
+const struct command command_table[] = {
+#define COMMAND(name, operands, help, examples) { { #name, operands, help, examples, cmd_##name##_opts }, cmd_##name },
 #include "cli/commands.def"
 #undef COMMAND
 };
 
-enum { N_COMMANDS = sizeof commands / sizeof *commands };
+enum { N_COMMANDS = sizeof command_table / sizeof *command_table };
+const int command_count = N_COMMANDS;
 
 static int usage(void)
 {
     printf("d2q %s: quantizes language models below 4 bits (D2Quant, GPTQ)\n\nusage: d2q COMMAND ...\n\n", d2q_version());
     for (int i = 0; i < N_COMMANDS; i++)
-        printf("  %-9s %-18s %s\n", commands[i].spec.command, commands[i].spec.operands, commands[i].spec.help);
+        printf("  %-9s %-24s %s\n", command_table[i].spec.command, command_table[i].spec.operands, command_table[i].spec.help);
     printf("\n  d2q COMMAND --help   a command's options\n  d2q --list           methods, grids, formats, families, types\n"
-           "  d2q --version\n\nMODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf file.\n"
+           "  d2q --man [COMMAND]  a man page (d2q --man | man -l -)\n  d2q --completion bash|zsh|fish\n  d2q --version\n\nMODEL is a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a .gguf file.\n"
            "Exit status: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted.\n");
     return show_flush();
 }
@@ -51,9 +50,9 @@ static int list(void)
 
 static int unknown(const char *word)
 {
-    const char *names[N_COMMANDS + 1] = { NULL }, *near;
+    const char *names[N_COMMANDS + 6] = { "--help", "--version", "--list", "--man", "--completion" }, *near;
     for (int i = 0; i < N_COMMANDS; i++)
-        names[i] = commands[i].spec.command;
+        names[i + 5] = command_table[i].spec.command;
     near = opt_nearest(word, names);
     if (near)
         return opt_usage("", "unknown command '%s'; did you mean %s?", word, near);
@@ -62,7 +61,7 @@ static int unknown(const char *word)
 
 int main(int argc, char **argv)
 {
-    static char help[] = "--help";
+    static char help[] = "--help", man[] = "--man";
     static char *ask[] = { help, NULL };
     if (argc < 2) {
         opt_usage("", "a command is missing");
@@ -78,11 +77,22 @@ int main(int argc, char **argv)
     }
     if (!strcmp(word, "--list"))
         return list();
+    if (!strcmp(word, "--completion"))
+        return argc == 3 && !completion(argv[2]) ? show_flush()
+                                                 : opt_usage("", "--completion: expected one of bash, zsh, fish, found '%s'", argc > 2 ? argv[2] : "");
+    if (!strcmp(word, "--man")) {
+        if (argc == 2) {
+            manual_main();
+            return show_flush();
+        }
+        ask[0] = man;
+        asked = 1;
+    }
     if (asked)
         word = argv[2];
     for (int i = 0; i < N_COMMANDS; i++)
-        if (!strcmp(word, commands[i].spec.command)) {
-            return asked ? commands[i].run(&commands[i].spec, 1, ask) : commands[i].run(&commands[i].spec, argc - 2, argv + 2);
+        if (!strcmp(word, command_table[i].spec.command)) {
+            return asked ? command_table[i].run(&command_table[i].spec, 1, ask) : command_table[i].run(&command_table[i].spec, argc - 2, argv + 2);
         }
     return unknown(word);
 }

@@ -10,10 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/manual.h"
 #include "d2quant.h"
 
-#define MAX_OPTS 64
-#define MAX_CHOICES 512
 
 static const struct opt common_opts[] = {
     { "threads", 0, OPT_INT, offsetof(struct common, threads), "N", NULL, 1, 1024, "threads to use", "all cores" },
@@ -83,24 +82,26 @@ static void one_of(const char *list, char *out, size_t cap)
 
 /* ---- suggestions --------------------------------------------------------------- */
 
+/* Letters to add, drop, change or swap with the next. */
 static size_t distance(const char *a, const char *b)
 {
-    size_t row[64], n = strlen(b);
-    if (strlen(a) >= 64 || n >= 63)
+    size_t row[3][64], n = strlen(b), m = strlen(a);
+    if (m >= 64 || n >= 64)
         return 99;
     for (size_t j = 0; j <= n; j++)
-        row[j] = j;
-    for (size_t i = 1; a[i - 1]; i++) {
-        size_t diagonal = row[0];
-        row[0] = i;
+        row[0][j] = j;
+    for (size_t i = 1; i <= m; i++) {
+        size_t *now = row[i % 3], *last = row[(i + 2) % 3], *before = row[(i + 1) % 3];
+        now[0] = i;
         for (size_t j = 1; j <= n; j++) {
-            size_t change = diagonal + (a[i - 1] != b[j - 1]);
-            diagonal = row[j];
-            size_t best = row[j] < row[j - 1] ? row[j] + 1 : row[j - 1] + 1;
-            row[j] = change < best ? change : best;
+            size_t best = last[j] < now[j - 1] ? last[j] + 1 : now[j - 1] + 1, change = last[j - 1] + (a[i - 1] != b[j - 1]);
+            best = change < best ? change : best;
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && before[j - 2] + 1 < best)
+                best = before[j - 2] + 1;
+            now[j] = best;
         }
     }
-    return row[n];
+    return row[m % 3][n];
 }
 
 const char *opt_nearest(const char *word, const char *const *names)
@@ -142,6 +143,19 @@ static int read_num(const char *s, const char *stop, double *v)
 static int wrong(const struct opt_spec *s, const struct opt *o, const char *value, const char *expected)
 {
     return opt_usage(s->command, "--%s: expected %s, found '%s'", o->name, expected, value);
+}
+
+/* The same, with the choice of the list (cut up here) that may have been meant. */
+static int wrong_choice(const struct opt_spec *s, const struct opt *o, const char *value, const char *expected, char *list)
+{
+    const char *names[OPT_VALUE_MAX / 2 + 1], *near;
+    int n = 0;
+    for (char *p = strtok(list, "|"); p; p = strtok(NULL, "|"))
+        names[n++] = p;
+    names[n] = NULL;
+    if ((near = opt_nearest(value, names)))
+        return opt_usage(s->command, "--%s: expected %s, found '%s'; did you mean %s?", o->name, expected, value, near);
+    return wrong(s, o, value, expected);
 }
 
 static int store_integer(const struct opt_spec *s, const struct opt *o, const char *value, char *at)
@@ -198,12 +212,12 @@ static int store_pair(const struct opt_spec *s, const struct opt *o, const char 
 /* -1 stored, else the exit status. */
 static int store(const struct opt_spec *s, const struct opt *o, const char *value, void *args)
 {
-    char *at = (char *)args + o->offset, list[MAX_CHOICES], expected[2 * MAX_CHOICES];
+    char *at = (char *)args + o->offset, list[OPT_VALUE_MAX], expected[2 * OPT_VALUE_MAX];
     if (o->choices) {
         expand_choices(o->choices, list, sizeof list);
         if (!is_choice(list, value)) {
             one_of(list, expected, sizeof expected);
-            return wrong(s, o, value, expected);
+            return wrong_choice(s, o, value, expected, list);
         }
     }
     double num;
@@ -246,20 +260,19 @@ static int store(const struct opt_spec *s, const struct opt *o, const char *valu
 
 /* ---- parsing ------------------------------------------------------------------- */
 
-/* The command's own options, then the common ones; the number of them. */
-static int all_opts(const struct opt_spec *s, const struct opt **out)
+int opt_all(const struct opt_spec *s, const struct opt *out[OPT_MAX])
 {
     int n = 0;
-    for (const struct opt *o = s->opts; o->name && n < MAX_OPTS; o++)
+    for (const struct opt *o = s->opts; o->name && n < OPT_MAX; o++)
         out[n++] = o;
-    for (const struct opt *o = common_opts; o->name && n < MAX_OPTS; o++)
+    for (const struct opt *o = common_opts; o->name && n < OPT_MAX; o++)
         out[n++] = o;
     return n;
 }
 
 static int unknown(const struct opt_spec *s, const char *word, const struct opt **opts, int n)
 {
-    const char *names[MAX_OPTS + 1], *near;
+    const char *names[OPT_MAX + 1], *near;
     char name[64];
     snprintf(name, sizeof name, "%.*s", (int)strcspn(word, "="), word);
     const char *bare = name + strspn(name, "-");
@@ -290,15 +303,26 @@ static const struct opt *find(const char *word, const struct opt **opts, int n, 
     return NULL;
 }
 
+/* Of the first operand's name: up to a space or "...". */
+static int operand_length(const char *operands)
+{
+    const char *dots = strstr(operands, "...");
+    int n = (int)strcspn(operands, " ");
+    return dots && dots - operands < n ? (int)(dots - operands) : n;
+}
+
 int opt_parse(const struct opt_spec *s, int argc, char **argv, void *args)
 {
-    const struct opt *opts[MAX_OPTS];
+    const struct opt *opts[OPT_MAX];
     struct common *c = args;
     struct common before = *c;
-    int n = all_opts(s, opts), rc, plain = 0;
+    int n = opt_all(s, opts), rc, plain = 0, operand = operand_length(s->operands);
     for (int i = 0; i < argc; i++) /* help comes before any complaint */
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
             opt_help(s, args);
+            return EXIT_DONE;
+        } else if (!strcmp(argv[i], "--man")) {
+            manual_command(s, args);
             return EXIT_DONE;
         }
     for (int i = 0; i < argc; i++) {
@@ -313,7 +337,7 @@ int opt_parse(const struct opt_spec *s, int argc, char **argv, void *args)
                 continue;
             }
             if (c->model)
-                return opt_usage(s->command, "one MODEL is expected, found '%s' after '%s'", word, c->model);
+                return opt_usage(s->command, "one %.*s is expected, found '%s' after '%s'", operand, s->operands, word, c->model);
             c->model = word;
             continue;
         }
@@ -328,7 +352,7 @@ int opt_parse(const struct opt_spec *s, int argc, char **argv, void *args)
             return rc;
     }
     if (!c->model)
-        return opt_usage(s->command, "MODEL is missing");
+        return opt_usage(s->command, "%.*s is missing", operand, s->operands);
     if (c->threads != before.threads)
         d2q_set_threads(c->threads);
     return -1;
@@ -336,8 +360,7 @@ int opt_parse(const struct opt_spec *s, int argc, char **argv, void *args)
 
 /* ---- help ---------------------------------------------------------------------- */
 
-/* The value that args holds for o, as a user would write it; empty when there is none. */
-static void show_default(const struct opt *o, const void *args, char *out, size_t cap)
+void opt_default(const struct opt *o, const void *args, char *out, size_t cap)
 {
     const char *at = (const char *)args + o->offset;
     const char *text;
@@ -372,23 +395,39 @@ static void show_default(const struct opt *o, const void *args, char *out, size_
     }
 }
 
+void opt_value(const struct opt *o, char *out, size_t cap)
+{
+    out[0] = '\0';
+    if (o->type == OPT_ONOFF)
+        snprintf(out, cap, "on|off");
+    else if (o->arg)
+        snprintf(out, cap, "%s", o->arg);
+    else if (o->choices)
+        expand_choices(o->choices, out, cap);
+}
+
+static void help_examples(const char *text)
+{
+    printf("\nexamples:\n");
+    while (*text) {
+        size_t n = strcspn(text, "\n");
+        printf("  %.*s\n", (int)n, text);
+        text += n + (text[n] == '\n');
+    }
+}
+
 void opt_help(const struct opt_spec *s, const void *args)
 {
-    const struct opt *opts[MAX_OPTS];
-    int n = all_opts(s, opts);
+    const struct opt *opts[OPT_MAX];
+    int n = opt_all(s, opts);
     printf("usage: d2q %s %s [options]\n%s.\n\noptions:\n", s->command, s->operands, s->help);
     for (int i = 0; i < n; i++) {
         const struct opt *o = opts[i];
-        char left[MAX_CHOICES + 64], value[MAX_CHOICES] = "", preset[128];
-        if (o->type == OPT_ONOFF)
-            snprintf(value, sizeof value, "on|off");
-        else if (o->arg)
-            snprintf(value, sizeof value, "%s", o->arg);
-        else if (o->choices)
-            expand_choices(o->choices, value, sizeof value);
+        char left[OPT_VALUE_MAX + 64], value[OPT_VALUE_MAX], preset[128];
+        opt_value(o, value, sizeof value);
         snprintf(left, sizeof left, "%c%c%s--%s %s", o->letter ? '-' : ' ', o->letter ? o->letter : ' ',
                  o->letter ? ", " : "  ", o->name, value);
-        show_default(o, args, preset, sizeof preset);
+        opt_default(o, args, preset, sizeof preset);
         printf("  %-33s ", left);
         if (strlen(left) > 33)
             printf("\n  %33s ", "");
@@ -397,4 +436,5 @@ void opt_help(const struct opt_spec *s, const void *args)
             printf(" (default %s)", preset);
         putchar('\n');
     }
+    help_examples(s->examples);
 }

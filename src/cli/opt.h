@@ -47,6 +47,7 @@ struct common {
 
 struct opt_spec {
     const char *command, *operands, *help; /* operands with "...": several models */
+    const char *examples; /* lines, see commands.def */
     const struct opt *opts;
 };
 
@@ -56,6 +57,15 @@ enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_WRONG_USAGE = 2, EXIT_INTERRUPTED = 
  * -1: go on; otherwise the exit status (help was printed to stdout, or an error to stderr). */
 int opt_parse(const struct opt_spec *s, int argc, char **argv, void *args);
 void opt_help(const struct opt_spec *s, const void *args);
+
+#define OPT_MAX 64
+#define OPT_VALUE_MAX 512
+/* The command's own options, then the common ones; the number of them. */
+int opt_all(const struct opt_spec *s, const struct opt *out[OPT_MAX]);
+/* What stands for its value in help: a name, or its choices with | between; "" of a flag. */
+void opt_value(const struct opt *o, char *out, size_t cap);
+/* The value that args holds for it, as a user would write it; "" when there is none. */
+void opt_default(const struct opt *o, const void *args, char *out, size_t cap);
 /* Prints "d2q COMMAND: error: ..." and returns EXIT_WRONG_USAGE. */
 int opt_usage(const char *command, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* The name in a NULL-terminated list that `word` may have been meant to be; NULL: none is near. */

@@ -4,6 +4,7 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -68,12 +69,31 @@ static const struct unit {
     { "calibration", "tokens", 1 },
     { "writing", "MiB", 1048576 },
     { "checking", "MiB", 1048576 },
+    { "verifying", "blocks", 1 },
+    { "measuring", "blocks", 1 },
+    { "tuning", "sequences", 1 },
+    { "", "tokens", 1 },
 };
+static const struct unit *unit_of(const char *kind)
+{
+    size_t n = sizeof units / sizeof *units;
+    for (size_t i = 0; i < n; i++)
+        if (!strcmp(units[i].kind, kind))
+            return &units[i];
+    return &units[n - 1]; /* tasks go by their own names */
+}
+
+static int columns(void)
+{
+    struct winsize w;
+    return ioctl(STDERR_FILENO, TIOCGWINSZ, &w) || w.ws_col < 2 ? 200 : w.ws_col;
+}
 
 static void step(struct progress *p, const char *text, double done, double total)
 {
     double now = clock_now();
     size_t n = strcspn(text, " ");
+    n = n < sizeof p->kind ? n : sizeof p->kind - 1;
     if (strlen(p->kind) != n || memcmp(p->kind, text, n)) {
         snprintf(p->kind, sizeof p->kind, "%.*s", (int)n, text);
         p->start = p->last = now;
@@ -84,17 +104,31 @@ static void step(struct progress *p, const char *text, double done, double total
         return;
     p->last = now;
     double spent = now - p->start, part = done - p->base;
-    char rate[48] = "", left[24] = "?";
-    for (size_t i = 0; i < sizeof units / sizeof *units; i++)
-        if (!strcmp(units[i].kind, p->kind) && spent > 0)
-            snprintf(rate, sizeof rate, "  %.3g %s/s", part / units[i].each / spent, units[i].unit);
+    if (part < 0) { /* begun anew */
+        p->start = now;
+        p->base = done;
+        return;
+    }
+    char rate[48] = "", left[24] = "?", memory[24], line[256];
+    const struct unit *u = unit_of(p->kind);
+    if (spent > 0)
+        snprintf(rate, sizeof rate, "  %.3g %s/s", part / u->each / spent, u->unit);
     if (part > 0)
         show_seconds((total - done) * spent / part, left, sizeof left);
-    if (p->tty)
-        fprintf(stderr, "\r\033[K%s  %3.0f %%%s  %s left", text, total > 0 ? 100 * done / total : 100, rate, left);
+    show_bytes((double)d2q_peak_rss(), memory, sizeof memory);
+    snprintf(line, sizeof line, "%s%s%s  %.0f %%%s  %s left  peak %s", p->what ? p->what : "", p->what ? ": " : "", text,
+             total > 0 ? 100 * done / total : 100, rate, left, memory);
+    if (p->tty) /* no longer than a row, or it could not be taken back */
+        fprintf(stderr, "\r\033[K%.*s", columns() - 1, line);
     else
-        fprintf(stderr, "%s  %.0f %%%s  %s left\n", text, total > 0 ? 100 * done / total : 100, rate, left);
+        fprintf(stderr, "%s\n", line);
     p->drawn = p->tty;
+}
+
+void progress_what(struct progress *p, const char *what)
+{
+    p->what = what;
+    p->kind[0] = '\0';
 }
 
 /* One finished matrix: text is its JSON. */

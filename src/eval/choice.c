@@ -167,7 +167,8 @@ static int score(struct batch *b, struct err *e)
     return rc;
 }
 
-static int batch_run(struct batch *b, struct err *e)
+/* Of all rows `done` are behind and `all` there are. */
+static int batch_run(struct batch *b, const struct log *log, const char *step, int64_t done, int64_t all, struct err *e)
 {
     const struct model *m = b->m;
     struct fwd *f = &b->f;
@@ -175,6 +176,9 @@ static int batch_run(struct batch *b, struct err *e)
         return -1;
     for (int64_t l = 0; l < m->hp.n_layer; l++) {
         const struct layer *layer = &m->layers[l];
+        double now = (double)done + (double)b->rows * (double)l / (double)m->hp.n_layer;
+        if (log_progress(log, step, now, (double)all, e))
+            return -1;
         fwd_attn_in(m, layer, b->h, b->rows, f->x);
         if (fwd_qkv(m, layer, f->x, b->rows, f->pos, f->q, f->k, f->v, e))
             return -1;
@@ -232,8 +236,9 @@ static int batch_init(struct batch *b, const struct model *m, int64_t longest, i
 }
 
 int choice_score(const struct model *m, const struct question *q, int64_t n, const struct log *log, const char *step,
-                 struct err *e)
+                 bool *interrupted, struct err *e)
 {
+    *interrupted = false;
     const struct question **order = mem_alloc((size_t)(n > 0 ? n : 1), sizeof *order);
     int64_t longest = 1, targets = 1, done = 0, all = 0;
     struct batch b;
@@ -256,10 +261,18 @@ int choice_score(const struct model *m, const struct question *q, int64_t n, con
                 break;
             place(&b, order[i], skip);
         }
-        rc = log_progress(log, step, (double)done, (double)all, e) || batch_run(&b, e) ? -1 : 0;
+        rc = batch_run(&b, log, step, done, all, e);
+        if (rc && e->code == ERR_CANCELLED && done) {
+            for (i -= b.n; i < n; i++)
+                for (int64_t k = 0; k < order[i]->n; k++)
+                    order[i]->logp[k] = NAN;
+            *interrupted = true;
+            rc = 0;
+        }
         done += b.rows;
     }
-    rc = rc || log_progress(log, step, (double)all, (double)all, e) ? -1 : 0;
+    if (!rc && !*interrupted)
+        log_progress(log, step, (double)all, (double)all, NULL); /* too late to cancel */
     fwd_release(&b.f);
     arena_release(&b.arena);
     mem_free(order);

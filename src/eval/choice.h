@@ -21,8 +21,9 @@ struct question {
     double *logp;          /* (n) out: sum of log p of its tokens */
 };
 
-/* Fills logp of all questions. A context too long for the model loses its beginning. */
+/* Fills logp of all questions. A context too long for the model loses its beginning. *interrupted: cancelled after some batches; the
+ * others' logp are NaN. Cancelled before: ERR_CANCELLED. */
 int choice_score(const struct model *m, const struct question *q, int64_t n, const struct log *log, const char *step,
-                 struct err *e);
+                 bool *interrupted, struct err *e);
 
 #endif

@@ -148,11 +148,14 @@ static void add_row(struct pair *p, const struct kl_row *r)
     p->dp[s->n++] = d;
 }
 
-static int score_window(struct pair *p, int64_t i, struct err *e)
+static int score_window(struct pair *p, int64_t i, const struct log *log, struct err *e)
 {
     const struct windows *w = p->w;
+    double part = p->o->ref ? 0.5 : 1;
+    const struct pass_log first = { log, "divergence", (double)i, part, (double)w->n };
+    const struct pass_log second = { log, "divergence", (double)i + part, part, (double)w->n };
     windows_get(w, i, p->ids);
-    if (pass_run(&p->pass, p->m, p->ids, e) || (p->o->ref && pass_run(&p->ref, p->o->ref, p->ids, e)))
+    if (pass_run(&p->pass, p->m, p->ids, &first, e) || (p->o->ref && pass_run(&p->ref, p->o->ref, p->ids, &second, e)))
         return -1;
     int64_t tile = p->pass.tile;
     if (p->o->ref && p->ref.tile < tile)
@@ -201,16 +204,22 @@ static int pair_init(struct pair *p, struct err *e)
     return 0;
 }
 
-static int score_all(struct pair *p, const struct log *log, struct err *e)
+static int score_all(struct pair *p, const struct log *log, struct eval_result *r, struct err *e)
 {
     const struct windows *w = p->w;
     int rc = pair_init(p, e);
-    for (int64_t i = 0; !rc && i < w->n; i++)
-        rc = log_progress(log, "divergence", (double)i, (double)w->n, e) || score_window(p, i, e);
-    if (!rc && p->save.rows)
+    for (; !rc && r->n_windows < w->n; r->n_windows++)
+        if (score_window(p, r->n_windows, log, e)) {
+            r->interrupted = r->n_windows && e->code == ERR_CANCELLED;
+            rc = r->interrupted ? 0 : -1;
+            break;
+        }
+    if (!rc && p->save.rows && !r->interrupted)
         rc = kl_base_commit(&p->save, e);
     kl_base_abort(&p->save);
-    return rc || log_progress(log, "divergence", (double)w->n, (double)w->n, e) ? -1 : 0;
+    if (!rc && !r->interrupted)
+        log_progress(log, "divergence", (double)w->n, (double)w->n, NULL); /* too late to cancel */
+    return rc ? -1 : 0;
 }
 
 /* ---- the same text on both sides ------------------------------------------------ */
@@ -312,7 +321,7 @@ int eval_kl(const struct model *m, const char *text, size_t n_text, const struct
     if (!rc) {
         struct pair p = { .m = m, .o = o, .w = &w };
         arena_init(&p.arena);
-        rc = score_all(&p, log, e);
+        rc = score_all(&p, log, r, e);
         if (!rc)
             finish(&p.s, p.kl, p.dp, r, k);
         r->tokens = k->tokens = p.s.n;
@@ -327,7 +336,6 @@ int eval_kl(const struct model *m, const char *text, size_t n_text, const struct
         arena_release(&p.arena);
     }
     r->window = w.size;
-    r->n_windows = w.n;
     r->protocol = w.protocol;
     r->text_rule = w.text_rule;
     r->seconds = log_now() - start;

@@ -27,7 +27,7 @@ struct kl_result {
     int64_t tokens;             /* compared: those scored, but against a file the second half of each window only */
 };
 
-/* One of ref and base is given. text may be NULL with base: its own tokens are taken; else they must be those of the
+/* Interrupted as eval_perplexity. One of ref and base is given. text may be NULL with base: its own tokens are taken; else they must be those of the
  * text. With save (a path) the reference model's predictions are stored. r: as eval_perplexity gives it for m. */
 struct kl_options {
     struct eval_options e;

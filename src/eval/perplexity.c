@@ -33,11 +33,12 @@ struct scorer {
 };
 
 /* Fills s->logp[first .. size-1] for window i. */
-static int score_window(struct scorer *s, int64_t i, struct err *e)
+static int score_window(struct scorer *s, int64_t i, const struct log *log, struct err *e)
 {
     const struct windows *w = s->w;
+    const struct pass_log pl = { log, "perplexity", (double)i, 1, (double)w->n };
     windows_get(w, i, s->ids);
-    if (pass_run(&s->pass, s->m, s->ids, e))
+    if (pass_run(&s->pass, s->m, s->ids, &pl, e))
         return -1;
     /* the row before a token predicts it */
     int64_t half = w->size / 2 + 1; /* what a file of log probabilities begins with */
@@ -59,24 +60,31 @@ static int score_all(struct scorer *s, const struct log *log, struct eval_result
 {
     const struct windows *w = s->w;
     double means = 0, sum2 = 0;
-    int64_t per_window = w->size - w->first;
-    for (int64_t i = 0; i < w->n; i++) {
+    int64_t per_window = w->size - w->first, n = 0;
+    for (; n < w->n; n++) {
         double sum = 0;
-        if (log_progress(log, "perplexity", (double)i, (double)w->n, e) || score_window(s, i, e))
-            return -1;
+        if (score_window(s, n, log, e)) {
+            if (!n || e->code != ERR_CANCELLED)
+                return -1;
+            r->interrupted = true;
+            break;
+        }
         for (int64_t t = w->first; t < w->size; t++) {
             sum -= s->logp[t];
             sum2 += s->logp[t] * s->logp[t];
         }
         means += sum / (double)per_window;
     }
-    r->tokens = w->n * per_window;
-    r->nll = means / (double)w->n;
+    r->n_windows = n;
+    r->tokens = n * per_window;
+    r->nll = means / (double)n;
     r->ppl = exp(r->nll);
     double var = sum2 / (double)r->tokens - r->nll * r->nll;
     if (var > 0 && r->tokens > 1)
         r->ppl_err = r->ppl * sqrt(var / (double)(r->tokens - 1));
-    return log_progress(log, "perplexity", (double)w->n, (double)w->n, e);
+    if (!r->interrupted)
+        log_progress(log, "perplexity", (double)n, (double)n, NULL); /* too late to cancel */
+    return 0;
 }
 
 int eval_perplexity(const struct model *m, const char *text, size_t n_text, const struct eval_options *o,
@@ -97,12 +105,11 @@ int eval_perplexity(const struct model *m, const char *text, size_t n_text, cons
         rc = kl_base_create(&s.save, o->save, &w, m->hp.n_vocab, s.pass.tile, e);
     if (!rc)
         rc = score_all(&s, log, r, e);
-    if (!rc && o->save)
+    if (!rc && o->save && !r->interrupted)
         rc = kl_base_commit(&s.save, e);
     kl_base_abort(&s.save);
     pass_release(&s.pass);
     r->window = w.size;
-    r->n_windows = w.n;
     r->protocol = w.protocol;
     r->text_rule = w.text_rule;
     r->seconds = log_now() - start;

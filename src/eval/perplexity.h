@@ -26,7 +26,8 @@ struct eval_result {
     double ppl, nll;       /* nll: mean of -log p in nats */
     double ppl_err;        /* standard error of ppl as llama-perplexity estimates it */
     int64_t tokens;        /* scored */
-    int64_t window, n_windows;
+    int64_t window, n_windows; /* windows that were scored */
+    bool interrupted;      /* the caller cancelled after some windows: the figures are of those, and nothing was stored */
     const char *protocol;  /* "gptq", "llama" */
     const char *text_rule; /* "wikitext-rows", "as-is" */
     double seconds;
@@ -36,6 +37,7 @@ struct eval_result {
 void eval_options_init(struct eval_options *o);
 /* "gptq" or "llama". */
 int eval_protocol_by_name(const char *name, enum eval_protocol *p, struct err *e);
+/* Cancelled before the first window is done: ERR_CANCELLED; later: a result, interrupted. */
 int eval_perplexity(const struct model *m, const char *text, size_t n_text, const struct eval_options *o,
                     const struct log *log, struct eval_result *r, struct err *e);
 

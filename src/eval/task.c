@@ -286,19 +286,25 @@ static int results(const struct task *t, const char *name, struct task_result *r
     int64_t right = 0, right_norm = 0;
     for (int64_t i = 0; i < t->n; i++) {
         const struct item *it = &t->items[i];
-        for (int64_t k = 0; k < it->n; k++)
-            if (!isfinite(t->score[it->first_score + k]))
-                return err_set(e, ERR_NUMERIC, "%s: item %s: the model's prediction is not finite", t->path, it->id);
+        int64_t done = 0;
+        while (done < it->n && isfinite(t->score[it->first_score + done]))
+            done++;
+        if (done < it->n && r->interrupted)
+            continue;
+        if (done < it->n)
+            return err_set(e, ERR_NUMERIC, "%s: item %s: the model's prediction is not finite", t->path, it->id);
+        r->n++;
         right += best(t, it, false) == it->gold;
         right_norm += best(t, it, true) == it->gold;
         if (t->o->items && write_item(t, name, it, e))
             return -1;
     }
-    r->n = t->n;
-    r->acc = (double)right / (double)t->n;
-    r->acc_norm = (double)right_norm / (double)t->n;
-    r->acc_err = share_err(r->acc, t->n);
-    r->acc_norm_err = share_err(r->acc_norm, t->n);
+    if (!r->n)
+        return err_set(e, ERR_CANCELLED, "cancelled during %s", name);
+    r->acc = (double)right / (double)r->n;
+    r->acc_norm = (double)right_norm / (double)r->n;
+    r->acc_err = share_err(r->acc, r->n);
+    r->acc_norm_err = share_err(r->acc_norm, r->n);
     return 0;
 }
 
@@ -339,7 +345,7 @@ int task_run(const struct model *m, const char *name, const char *path, const st
     if (!m->tok)
         return err_set(e, ERR_UNSUPPORTED, "%s: has no tokenizer, which tasks need", m->ck->path);
     arena_init(&t.arena);
-    int rc = load(&t, !strcmp(name, "mmlu"), e) || choice_score(m, t.q, t.n_q, log, name, e) || results(&t, name, r, e) ? -1 : 0;
+    int rc = load(&t, !strcmp(name, "mmlu"), e) || choice_score(m, t.q, t.n_q, log, name, &r->interrupted, e) || results(&t, name, r, e) ? -1 : 0;
     for (int64_t i = 0; i < t.n_q; i++)
         r->tokens += t.q[i].n_ctx + t.q[i].start[t.q[i].n] - t.q[i].n;
     r->seconds = log_now() - t0;

@@ -33,6 +33,7 @@ struct task_result {
     double acc, acc_err, acc_norm, acc_norm_err; /* shares, standard errors of means */
     double seconds;
     int64_t tokens; /* rows computed */
+    bool interrupted; /* cancelled: of the n items that were done */
 };
 
 /* path: a JSONL file. MMLU finds its descriptions and examples in mmlu_fewshot.jsonl beside it. */

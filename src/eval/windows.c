@@ -150,12 +150,13 @@ void pass_release(struct pass *p)
     memset(p, 0, sizeof *p);
 }
 
-int pass_run(struct pass *p, const struct model *m, const int32_t *ids, struct err *e)
+int pass_run(struct pass *p, const struct model *m, const int32_t *ids, const struct pass_log *l, struct err *e)
 {
     if (fwd_embed(m, ids, p->size, p->h, e))
         return -1;
     for (int64_t i = 0; i < m->hp.n_layer; i++)
-        if (fwd_block(m, &m->layers[i], &p->f, p->h, p->size, e))
+        if ((l && log_progress(l->log, l->step, l->done + l->part * (double)i / (double)m->hp.n_layer, l->total, e)) ||
+            fwd_block(m, &m->layers[i], &p->f, p->h, p->size, e))
             return -1;
     return 0;
 }

@@ -7,6 +7,7 @@
 #define D2Q_EVAL_WINDOWS_H
 
 #include "base/err.h"
+#include "base/log.h"
 #include "model/model.h"
 
 enum eval_protocol {
@@ -50,7 +51,13 @@ struct pass {
 
 int pass_init(struct pass *p, const struct model *m, int64_t size, struct err *e);
 void pass_release(struct pass *p);
-int pass_run(struct pass *p, const struct model *m, const int32_t *ids, struct err *e);
+/* What a pass says of itself between blocks (NULL: nothing): `done` of `total`, of which the pass makes `part`. */
+struct pass_log {
+    const struct log *log;
+    const char *step;
+    double done, part, total;
+};
+int pass_run(struct pass *p, const struct model *m, const int32_t *ids, const struct pass_log *l, struct err *e);
 /* Logits of rows row0 .. row0+n-1 of the window, n <= tile. */
 int pass_logits(struct pass *p, const struct model *m, int64_t row0, int64_t n, struct err *e);
 

@@ -14,32 +14,44 @@ static const char *base_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
-static int file_line(struct text *t, const char *what, const char *path, struct err *e)
+static int add_input(json_t *list, const char *what, const char *path, struct err *e)
 {
     char hex[65];
     if (file_sha256(path, hex, e))
         return -1;
-    text_add(t, "| %s | `%s` | `%s` |\n", what, base_name(path), hex);
-    return 0;
+    json_t *row = json_pack("{ssssss}", "what", what, "file", base_name(path), "sha256", hex);
+    return json_array_append_new(list, row ? row : json_pack("{ssssss}", "what", what, "file", "?", "sha256", hex)) /* not UTF-8 */
+               ? err_nomem(e, path, sizeof hex) : 0;
 }
 
-/* The files that the weights came from, and the calibration text. */
-static int inputs(const struct card *c, struct text *t, struct err *e)
+json_t *card_inputs(const struct model *m, const char *calib, struct err *e)
 {
-    const struct checkpoint *ck = c->m->ck;
+    const struct checkpoint *ck = m->ck;
+    json_t *list = json_array();
+    int rc = list ? 0 : err_nomem(e, "inputs", 64);
+    for (int i = 0; !rc && i < ck->gguf.n_maps; i++)
+        rc = add_input(list, "weights", ck->gguf.maps[i].path, e);
+    for (int i = 0; !rc && i < ck->n_shards; i++)
+        rc = add_input(list, "weights", ck->shards[i].map.path, e);
+    if (!rc && calib && strcmp(calib, "self"))
+        rc = add_input(list, "calibration text", calib, e);
+    if (!rc)
+        return list;
+    json_decref(list);
+    return NULL;
+}
+
+static void inputs(const struct card *c, struct text *t)
+{
     const char *calib = json_string_value(json_object_get(json_object_get(c->meta, "options"), "calib"));
+    const json_t *row;
+    size_t i;
     text_add(t, "\n## Made from\n\n| | file | SHA-256 |\n| --- | --- | --- |\n");
-    for (int i = 0; i < ck->gguf.n_maps; i++)
-        if (file_line(t, "weights", ck->gguf.maps[i].path, e))
-            return -1;
-    for (int i = 0; i < ck->n_shards; i++)
-        if (file_line(t, "weights", ck->shards[i].map.path, e))
-            return -1;
-    if (calib && strcmp(calib, "self"))
-        return file_line(t, "calibration text", calib, e);
-    if (calib)
+    json_array_foreach(c->inputs, i, row)
+        text_add(t, "| %s | `%s` | `%s` |\n", json_string_value(json_object_get(row, "what")),
+                 json_string_value(json_object_get(row, "file")), json_string_value(json_object_get(row, "sha256")));
+    if (calib && !strcmp(calib, "self"))
         text_add(t, "\nCalibrated on text that the float model generated itself.\n");
-    return 0;
 }
 
 static void recipe(const json_t *options, struct text *t)
@@ -70,7 +82,7 @@ static void loads(const struct card *c, struct text *t)
     text_add(t, "\n`d2q run`, `d2q eval` read it too.\n");
 }
 
-static int body(const struct card *c, struct text *t, struct err *e)
+static void body(const struct card *c, struct text *t)
 {
     const json_t *options = json_object_get(c->meta, "options");
     const char *from = base_name(c->m->ck->path), *method = json_string_value(json_object_get(options, "method"));
@@ -85,21 +97,18 @@ static int body(const struct card *c, struct text *t, struct err *e)
         text_add(t, ", method %s, grid %s", method, grid ? grid : "-");
     text_add(t, "; format %s, %.1f MB in all.\nWritten by d2quant %s; every tensor was read back and compared.\n\n"
             "## Command\n\n```\n%s\n```\n", c->format, (double)c->bytes / 1e6, D2Q_VERSION, c->command);
-    if (inputs(c, t, e))
-        return -1;
+    inputs(c, t);
     if (options)
         recipe(options, t);
     loads(c, t);
-    return 0;
 }
 
 int card_write(const struct card *c, const char *path, struct err *e)
 {
     struct text t = { 0 };
     struct outfile out;
-    int rc = body(c, &t, e);
-    if (!rc && t.failed)
-        rc = err_nomem(e, path, t.n);
+    body(c, &t);
+    int rc = t.failed ? err_nomem(e, path, t.n) : 0;
     if (!rc && !(rc = outfile_open(&out, path, e))) {
         if (outfile_write(&out, t.p, t.n, e)) {
             outfile_abort(&out);

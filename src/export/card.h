@@ -11,11 +11,13 @@ struct card {
     const char *command;    /* the command line */
     const json_t *meta;     /* {"options", "backend", ...}, or NULL */
     const json_t *loads;    /* of loads_list */
+    const json_t *inputs;   /* of card_inputs */
     double bpw;             /* of the quantized weights */
     uint64_t bytes;
 };
 
-/* Reads the model's source files and the calibration text once more, for their SHA-256. */
+/* What the weights came from: [{"what", "file", "sha256"}], by reading it once more. calib: a text file, "self" or NULL. */
+json_t *card_inputs(const struct model *m, const char *calib, struct err *e);
 int card_write(const struct card *c, const char *path, struct err *e);
 
 #endif

@@ -2,6 +2,7 @@
 #include "quant/block.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "tensor/half.h"
@@ -20,6 +21,28 @@ static struct quant_tensor *record(struct block *b, enum role role)
     return t;
 }
 
+static int by_value(const void *a, const void *b)
+{
+    float x = *(const float *)a, y = *(const float *)b;
+    return (x > y) - (x < y);
+}
+
+static int record_scales(const float *s_c, int64_t n, struct quant_block *out, struct err *e)
+{
+    static const double at[QUANT_SPREAD] = { 0.05, 0.25, 0.5, 0.75, 0.95 };
+    float *sorted = mem_alloc((size_t)n, sizeof *sorted);
+    if (!sorted)
+        return err_nomem(e, "dual scales", (size_t)n * sizeof *sorted);
+    memcpy(sorted, s_c, (size_t)n * sizeof *sorted);
+    qsort(sorted, (size_t)n, sizeof *sorted, by_value);
+    out->dsq_min = sorted[0];
+    out->dsq_max = sorted[n - 1];
+    for (int i = 0; i < QUANT_SPREAD; i++)
+        out->dsq_quantile[i] = sorted[(int64_t)(at[i] * (double)(n - 1) + 0.5)];
+    mem_free(sorted);
+    return 0;
+}
+
 /* down_proj with DSQ: up_proj absorbs s^c, and so does the stored activation that down will see. */
 static int absorb(struct block *b, const float *s_c, struct err *e)
 {
@@ -36,15 +59,8 @@ static int absorb(struct block *b, const float *s_c, struct err *e)
     }
     struct grid g;
     quant_grid(r->o, b->index, ROLE_UP, up->w.dim[1], &g);
-    if (dsq_absorb(&up->w, &g, bias, s_c, e))
+    if (dsq_absorb(&up->w, &g, bias, s_c, e) || record_scales(s_c, n_ff, b->out, e))
         return -1;
-    b->out->dsq_min = b->out->dsq_max = s_c[0];
-    for (int64_t j = 0; j < n_ff; j++) {
-        if (s_c[j] < b->out->dsq_min)
-            b->out->dsq_min = s_c[j];
-        if (s_c[j] > b->out->dsq_max)
-            b->out->dsq_max = s_c[j];
-    }
     for (int64_t t = 0; t < r->n_tok; t++)
         for (int64_t j = 0; j < n_ff; j++)
             r->mid[t * n_ff + j] *= s_c[j];

@@ -4,6 +4,7 @@
  *   - every stage of a block is computed once per path; the quantized path's input of o and of down waits in `mid`
  *     until that matrix is quantized, the float path never waits;
  *   - the float path is skipped where the method needs none. */
+#include <math.h>
 #include <string.h>
 
 #include "backend/backend.h"
@@ -275,23 +276,41 @@ static void mean_deviation(const struct stats *st, double *mean)
         mean[j] = st->weight > 0 ? st->sum_diff[j] / st->weight : 0;
 }
 
+/* first, first_weight: what st held before the held-out sequences. mu: the correction, or NULL. */
+static void record_shift(struct block *b, const struct stats *st, const double *first, double first_weight, const float *mu)
+{
+    double weight = st->weight - first_weight, power = 0, before = 0, after = 0;
+    for (int64_t j = 0; j < st->d && weight > 0; j++) {
+        double v = (st->sum_diff[j] - first[j]) / weight, rest = v - (mu ? mu[j] : 0);
+        power += (double)st->h[j * st->d + j] / st->weight;
+        before += v * v;
+        after += rest * rest;
+    }
+    b->out->dac_before = power > 0 ? sqrt(before / power) : 0;
+    b->out->dac_after = power > 0 ? sqrt(after / power) : 0;
+}
+
 static int stage_gate_up(struct block *b, struct err *e)
 {
     struct run *r = b->run;
     int64_t d = r->m->hp.n_embd, last = held_out(r->calib);
     struct stats st;
     double t0 = log_now();
-    double *mean = arena_zalloc(&b->arena, (size_t)d, sizeof *mean);
+    double *mean = arena_zalloc(&b->arena, (size_t)d, sizeof *mean), first_weight = 0;
+    double *first = arena_zalloc(&b->arena, (size_t)d, sizeof *first);
     float *mu = arena_alloc(&b->arena, (size_t)d, sizeof *mu);
-    if (!mean || !mu)
+    if (!mean || !first || !mu)
         return err_nomem(e, "DAC", (size_t)d * sizeof *mean);
     if (stats_init(&st, d, 0, r->use_float, r->o->sinks, e))
         return -1;
     int rc = 0, use_mu = 0;
     for (int64_t i = 0; !rc && i < r->calib->n; i++) {
         struct seq s = seq_at(r, i);
-        if (i == last)
+        if (i == last) {
             mean_deviation(&st, mean);
+            memcpy(first, st.sum_diff, (size_t)d * sizeof *first);
+            first_weight = st.weight;
+        }
         fwd_ffn_in(r->m, b->fq, s.hq, s.n, r->fq.x);
         if (s.hf)
             fwd_ffn_in(r->m, &b->ff, s.hf, s.n, r->ff.x);
@@ -304,9 +323,12 @@ static int stage_gate_up(struct block *b, struct err *e)
         t0 = log_now();
         use_mu = block_dac(b, mean, mu, e);
         rc = use_mu < 0;
+        record_shift(b, &st, first, first_weight, use_mu > 0 ? mu : NULL);
         if (use_mu > 0)
             stats_shift(&st, mu);
         r->res->seconds_forward += log_now() - t0;
+    } else if (!rc) {
+        record_shift(b, &st, first, first_weight, NULL);
     }
     rc = rc || stats_finish(&st, b->fq->lin[ROLE_GATE].w.name, e) || block_solve(b, ROLE_GATE, 2, &st, e);
     if (!rc && use_mu > 0)

@@ -88,13 +88,19 @@ void quant_plan(const struct model *m, const struct quant_options *o, int64_t ca
     p->output_bytes = p->quantized_bytes + p->kept_bytes;
     uint64_t wide = (uint64_t)(hp->n_head * hp->head_dim > hp->n_ff ? hp->n_head * hp->head_dim : hp->n_ff);
     uint64_t block = weights / (uint64_t)(hp->n_layer ? hp->n_layer : 1) * 4;
-    p->peak_bytes = m->ck->data_bytes + p->quantized_bytes + block;
+    p->memory[MEM_SOURCE] = m->ck->data_bytes;
+    p->memory[MEM_QUANTIZED] = p->quantized_bytes;
+    p->memory[MEM_BLOCK] = block;
     if (o->kept == DT_F16 || o->rotate) /* copies; else F32 stays the view that it is */
-        p->peak_bytes += p->kept_bytes;
-    if (method_table[o->method].needs_calib)
-        p->peak_bytes += (uint64_t)calib_tokens * ((uint64_t)hp->n_embd * (with_float ? 2 : 1) + wide) * 4 +
-                         fwd_bytes(hp, longest_sequence) * (with_float ? 2 : 1) + stage_bytes(m, with_float) +
-                         (o->tune > 0 ? tune_bytes(m, o, longest_sequence) : 0);
+        p->memory[MEM_KEPT] = p->kept_bytes;
+    if (method_table[o->method].needs_calib) {
+        p->memory[MEM_STATES] = (uint64_t)calib_tokens * ((uint64_t)hp->n_embd * (with_float ? 2 : 1) + wide) * 4;
+        p->memory[MEM_FORWARD] = fwd_bytes(hp, longest_sequence) * (with_float ? 2 : 1);
+        p->memory[MEM_STAGE] = stage_bytes(m, with_float);
+        p->memory[MEM_TUNE] = o->tune > 0 ? tune_bytes(m, o, longest_sequence) : 0;
+    }
+    for (int i = 0; i < MEM_COUNT; i++)
+        p->peak_bytes += p->memory[i];
     /* a pass forward twice and backward twice, and the head three times */
     p->flops += o->tune * (double)calib_tokens * 2 * (4 * (double)weights + 3 * (double)tensor_count(&m->lm_head));
 }

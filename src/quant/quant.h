@@ -107,11 +107,15 @@ struct quant_tensor {
     double seconds;
 };
 
+#define QUANT_SPREAD 5
 struct quant_block {  /* what the corrections did, one per block */
     double dac_share; /* kept share of mu (0: refused), and held-out gain it brought */
     double dac_gain;
-    double dac_shift; /* rms of mu relative to rms of the norm's output */
+    double dac_shift; /* rms of mu */
+    double dac_before, dac_after; /* rms over channels of the mean deviation at the norm after attention on held-out sequences
+                       * (the only one, where there is one), as a share of the norm's rms; after: what mu leaves. 0 without float path */
     double dsq_min, dsq_max; /* range of s^c */
+    double dsq_quantile[QUANT_SPREAD]; /* of s^c: 5, 25, 50, 75, 95 % */
     double dsq_gain;  /* error with s^c / error of GPTQ alone */
     double out_err;   /* |h_q - h|^2 / |h|^2 of the block's output, sinks left out; 0 where the method needs no float path */
 };
@@ -149,11 +153,14 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
 void quant_result_release(struct quant_result *r);
 
 /* What a run will take, before it begins. */
+enum quant_memory { MEM_SOURCE, MEM_QUANTIZED, MEM_KEPT, MEM_BLOCK, MEM_STATES, MEM_FORWARD, MEM_STAGE, MEM_TUNE, MEM_COUNT };
 struct quant_plan {
     double bpw;             /* of the quantized weights */
     uint64_t quantized_bytes, kept_bytes, output_bytes;
     uint64_t vector_bytes;  /* norms and biases, part of kept_bytes */
-    uint64_t peak_bytes;    /* resident, the mapped model counted */
+    uint64_t peak_bytes;    /* resident, the mapped model counted: the sum of memory */
+    uint64_t memory[MEM_COUNT]; /* mapped source, quantized matrices, copies of what is kept, one block in float, hidden states,
+                             * forward passes, statistics and solver of one stage, tuning */
     double flops;           /* of all forward passes and solves */
 };
 void quant_plan(const struct model *m, const struct quant_options *o, int64_t calib_tokens,

@@ -530,7 +530,7 @@ int work_block_save(const struct work *w, const struct run *r, int64_t index, st
     struct sink s;
     char name[32];
     block_name(index, name);
-    if (sink_open(&s, w, name, "D2QWBLK1", e))
+    if (sink_open(&s, w, name, "D2QWBLK2", e))
         return -1;
     put_i64(&s, index);
     for (int i = 0; i < ROLE_COUNT; i++) {
@@ -576,7 +576,7 @@ static int64_t whole_blocks(const struct work *w, int64_t n, const struct log *l
         struct cursor c;
         char name[32];
         block_name(i, name);
-        if (!source_open(w, name, "D2QWBLK1", &map, &c, log))
+        if (!source_open(w, name, "D2QWBLK2", &map, &c, log))
             return i;
         file_map_release(&map);
     }
@@ -617,7 +617,7 @@ int work_restore(struct work *w, struct run *r, struct err *e)
         struct cursor c;
         char name[32];
         block_name(i, name);
-        if (!source_open(w, name, "D2QWBLK1", &map, &c, r->log))
+        if (!source_open(w, name, "D2QWBLK2", &map, &c, r->log))
             return err_set(e, ERR_IO, "%s/%s: changed while it was read", w->dir, name);
         int rc = take_block(&c, r, i, e);
         file_map_release(&map);

@@ -30,8 +30,12 @@ def loglikelihoods(model, tok, both):
     width = max(len(r) for r, _ in rows) - 1
     ids = torch.tensor([r[:-1] + [0] * (width - len(r) + 1) for r, _ in rows])
     with torch.no_grad():
-        logp = torch.log_softmax(model(ids).logits.double(), -1)
-    return [sum(logp[i, len(r) - 2 - k, r[len(r) - 1 - k]].item() for k in range(n)) for i, (r, n) in enumerate(rows)]
+        logits = model(ids).logits
+    sums = []
+    for i, (r, n) in enumerate(rows):  # only the rows that predict the continuation
+        logp = torch.log_softmax(logits[i, len(r) - 1 - n:len(r) - 1].double(), -1)
+        sums.append(sum(logp[k, r[len(r) - n + k]].item() for k in range(n)))
+    return sums
 
 
 def best(values):
