@@ -146,6 +146,7 @@ static void test_wrong_usage(void **state)
         { "quantize " LLAMA " -o x.gguf --target-bpw 3 --target-size 1MB", "exclude each other" },
         { "quantize " LLAMA " -o x.gguf --method rtn --target-size 1KB --calib " TEXT, "vocabulary alone take" },
         { "quantize " LLAMA " -o x --propagate 0.5", "--propagate: expected off or two numbers" },
+        { "quantize " LLAMA " -o x --tune 1 --tune-lr 0", "tune-lr: expected a number above 0" },
         { "quantize " LLAMA " -o x --propagate 0.5,9", "--propagate: expected off or two numbers" },
         { "quantize " LLAMA " -o x --dsq yes", "--dsq: expected on or off" },
         { "quantize " LLAMA " -o x --nsamples 0", "--nsamples: expected a whole number from 1" },
