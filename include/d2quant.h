@@ -66,6 +66,10 @@ D2Q_API void d2q_close(d2q_model *m); /* NULL allowed */
 /* Shape, types, sizes; with tensor (a name, or NULL) the figures of that tensor. */
 D2Q_API int d2q_inspect(d2q_model *m, const char *tensor, char **json, d2q_error *err);
 
+/* Reads all of a written model: structure, finite values, the checksums that d2q_export left. -1: it cannot be opened. JSON: {"path",
+ * "tensors", "checksums", "files", "bytes", "has_checksums", "failures": [{"tensor", "why"}]}; no failures: it is whole. */
+D2Q_API int d2q_verify(const char *path, d2q_log_fn log, void *log_ud, char **json, d2q_error *err);
+
 /* Every tensor of a against b's: types, |a - b| / |a| (Frobenius), largest difference. Models of one shape, in any containers. */
 D2Q_API int d2q_diff(d2q_model *a, d2q_model *b, char **json, d2q_error *err);
 

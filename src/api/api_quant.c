@@ -7,6 +7,7 @@
 #include "base/par.h"
 #include "export/card.h"
 #include "export/loads.h"
+#include "export/verify.h"
 #include "quant/work.h"
 #include "run/session.h"
 #include "tensor/pack.h"
@@ -421,4 +422,17 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
         snprintf(opens, sizeof opens, "%s", path);
     return api_json(json_pack("{sssssIso}", "format", format, "path", opens, "bytes", (json_int_t)bytes, "loads", loads), json,
                     err);
+}
+
+int d2q_verify(const char *path, d2q_log_fn fn, void *ud, char **json, d2q_error *err)
+{
+    struct err e;
+    struct reporter rep = { fn, ud };
+    struct log log = { api_log, &rep };
+    json_t *report = NULL;
+    double t0 = log_now();
+    if (verify_model(path, &log, &report, &e))
+        return api_fail(err, &e);
+    api_common(report, t0);
+    return api_json(report, json, err);
 }

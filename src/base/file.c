@@ -3,7 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -208,19 +208,19 @@ static char *path_printf(const char *path, const char *suffix)
     return p;
 }
 
-/* Makes a rename durable: syncs the folder that holds path. */
+/* Makes a rename durable: syncs the folder that holds path. Needs no memory, since it is too late to fail for that. */
 static int sync_parent(const char *path, struct err *e)
 {
-    char *copy = mem_strdup(path);
-    if (!copy)
-        return err_nomem(e, path, strlen(path));
-    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    mem_free(copy);
+    const char *slash = strrchr(path, '/');
+    char dir[PATH_MAX] = ".";
+    if (slash && (size_t)(slash - path) < sizeof dir)
+        snprintf(dir, sizeof dir, "%.*s", slash == path ? 1 : (int)(slash - path), path);
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
-        return err_errno(e, "%s: cannot open its folder", path);
-    int rc = fsync(fd);
+        return err_errno(e, "%s: is in place, but its folder cannot be opened to be synced", path);
+    int rc = fsync(fd) && errno != EINVAL ? err_errno(e, "%s: is in place, but its folder cannot be synced", path) : 0;
     close(fd);
-    return rc && errno != EINVAL ? err_errno(e, "%s: cannot sync its folder", path) : 0;
+    return rc;
 }
 
 int outfile_open(struct outfile *o, const char *path, struct err *e)
@@ -252,9 +252,11 @@ static int flush(struct outfile *o, struct err *e)
         ssize_t r = write(o->fd, o->buf + done, o->fill - done);
         if (r < 0 && errno == EINTR)
             continue;
-        if (r < 0)
+        if (r <= 0) {
+            errno = r ? errno : EIO;
             return err_errno(e, "%s: write failed at byte %llu", o->path,
                              (unsigned long long)(o->pos - o->fill + done));
+        }
         done += (size_t)r;
     }
     o->fill = 0;
@@ -286,6 +288,28 @@ int outfile_pad(struct outfile *o, uint64_t align, struct err *e)
         if (outfile_write(o, zeros, k, e))
             return -1;
         n -= k;
+    }
+    return 0;
+}
+
+int outfile_patch(struct outfile *o, uint64_t at, const void *data, size_t n, struct err *e)
+{
+    const uint8_t *p = data;
+    if (at > o->pos || n > o->pos - at)
+        return err_set(e, ERR_USAGE, "%s: %zu bytes at %llu are not there yet", o->path, n, (unsigned long long)at);
+    if (flush(o, e))
+        return -1;
+    while (n) {
+        ssize_t r = pwrite(o->fd, p, n, (off_t)at);
+        if (r < 0 && errno == EINTR)
+            continue;
+        if (r <= 0) {
+            errno = r ? errno : EIO;
+            return err_errno(e, "%s: write failed at byte %llu", o->path, (unsigned long long)at);
+        }
+        p += r;
+        at += (uint64_t)r;
+        n -= (size_t)r;
     }
     return 0;
 }
@@ -380,29 +404,36 @@ int outdir_open(struct outdir *o, const char *path, struct err *e)
     return 0;
 }
 
+/* Where the file system cannot exchange two names, the old folder has no name for a moment and is put back if the new one does
+ * not get it. */
+static int replace_folder(const struct outdir *o, struct err *e)
+{
+    if (!file_is_dir(o->path))
+        return rename(o->tmp, o->path) ? err_errno(e, "%s: cannot rename into place", o->path) : 0;
+    if (!renameat2(AT_FDCWD, o->tmp, AT_FDCWD, o->path, RENAME_EXCHANGE)) {
+        remove_tree(o->tmp);
+        return 0;
+    }
+    char *old = path_printf(o->path, ".old");
+    if (!old)
+        return err_nomem(e, o->path, strlen(o->path));
+    int rc = rename(o->path, old) ? err_errno(e, "%s: cannot move the old folder aside", o->path) : 0;
+    if (!rc && rename(o->tmp, o->path)) {
+        rc = err_errno(e, "%s: cannot rename into place", o->path);
+        (void)!rename(old, o->path);
+    }
+    if (!rc)
+        remove_tree(old);
+    mem_free(old);
+    return rc;
+}
+
 int outdir_commit(struct outdir *o, struct err *e)
 {
-    char *old = NULL;
-    if (file_is_dir(o->path)) {
-        old = path_printf(o->path, ".old");
-        if (!old || rename(o->path, old)) {
-            err_errno(e, "%s: cannot move the old folder aside", o->path);
-            mem_free(old);
-            outdir_abort(o);
-            return -1;
-        }
-    }
-    if (rename(o->tmp, o->path)) {
-        err_errno(e, "%s: cannot rename into place", o->path);
-        if (old)
-            (void)!rename(old, o->path);
-        mem_free(old);
+    if (replace_folder(o, e)) {
         outdir_abort(o);
         return -1;
     }
-    if (old)
-        remove_tree(old);
-    mem_free(old);
     int rc = sync_parent(o->path, e);
     outdir_release(o);
     return rc;

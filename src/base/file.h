@@ -58,6 +58,8 @@ struct outfile {
 int outfile_open(struct outfile *o, const char *path, struct err *e);
 int outfile_write(struct outfile *o, const void *data, size_t n, struct err *e);
 int outfile_pad(struct outfile *o, uint64_t align, struct err *e); /* zeros up to a multiple */
+/* Overwrites n bytes at byte `at`, all of which have been written before. */
+int outfile_patch(struct outfile *o, uint64_t at, const void *data, size_t n, struct err *e);
 int outfile_commit(struct outfile *o, struct err *e); /* flush, fsync, rename; releases either way */
 void outfile_abort(struct outfile *o);                /* unlinks; safe on a zeroed or finished struct */
 
@@ -66,7 +68,7 @@ int file_move(const char *from, const char *to, struct err *e);
 
 /* A folder written as a whole: outdir_open makes "<path>.tmp-<pid>", files are
  * written under o->tmp, outdir_commit renames it to path. An existing path is
- * moved aside first and removed after (files only one level deep). */
+ * exchanged for it and then removed (files only one level deep). */
 struct outdir {
     char *path, *tmp;
 };

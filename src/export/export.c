@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "export/gguf_out.h"
+#include "export/verify.h"
 #include "export/weights.h"
 #include "model/family.h"
 
@@ -324,7 +325,7 @@ int export_model(const struct model *m, const char *format, const char *out_dir,
         return -1;
     warn_dropped(m, o, out_dir, log);
     int rc = x->write(m, out.tmp, o, log, e) || write_generation_config(m, out.tmp, e) ||
-             (m->tok && tokenizer_write_hf(m->tok, m->ck, out.tmp, e)) ? -1 : 0;
+             (m->tok && tokenizer_write_hf(m->tok, m->ck, out.tmp, e)) || checksums_write(out.tmp, e) ? -1 : 0;
     if (rc) {
         outdir_abort(&out);
         return -1;

@@ -5,6 +5,7 @@
 
 #include "base/par.h"
 #include "export/gguf_out.h"
+#include "export/verify.h"
 
 struct compare_job {
     const struct tensor *a, *b;
@@ -122,7 +123,7 @@ int gguf_verify(const struct gguf_out *g, const char *path, const struct log *lo
     struct model *back;
     if (model_open(&back, path, e))
         return -1;
-    int rc = compare_models(g, back, log, e);
+    int rc = compare_models(g, back, log, e) || verify_checksums(back->ck, e) ? -1 : 0;
     model_free(back);
     return rc;
 }
