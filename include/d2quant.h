@@ -134,6 +134,8 @@ typedef struct d2q_export_options {
 /* JSON (NULL allowed): {"format", "loads": [{"runtime", "loads", "condition", "how", "source", "run_here"}]}. */
 D2Q_API int d2q_export_check(d2q_model *m, const char *format, const d2q_quantize_options *q,
                              const d2q_export_options *o, char **json, d2q_error *err);
+/* May path be written, or replaced if it is there? Also for asking before. */
+D2Q_API int d2q_export_target(d2q_model *m, const char *format, const char *path, d2q_error *err);
 /* path: a folder, or for format gguf a file. Written under a temporary name, read back, compared bit for bit, then renamed to path. JSON: {"format", "path", "bytes",
  * "loads"}. */
 D2Q_API int d2q_export(d2q_model *m, const char *format, const char *path, const d2q_export_options *o, char **json,

@@ -383,14 +383,17 @@ static double bits_per_weight(const struct model *m)
     return n > 0 ? bits / n : 0;
 }
 
-/* README.md in a folder, beside a file NAME.md for NAME.gguf. */
-static int write_card(const struct card *c, const char *path, bool file, struct err *e)
+static int write_card(void *ud, const char *path, uint64_t bytes, struct err *e)
 {
-    char to[4096];
-    size_t n = strlen(path), end = file && n > 5 && !strcmp(path + n - 5, ".gguf") ? n - 5 : n;
-    if ((size_t)snprintf(to, sizeof to, file ? "%.*s.md" : "%.*s/README.md", (int)end, path) >= sizeof to)
-        return err_set(e, ERR_USAGE, "%s: path is too long", path);
-    return card_write(c, to, e);
+    struct card *c = ud;
+    c->bytes = bytes;
+    return card_write(c, path, e);
+}
+
+int d2q_export_target(d2q_model *dm, const char *format, const char *path, d2q_error *err)
+{
+    struct err e;
+    return export_target(dm->m, format, path, &e) ? api_fail(err, &e) : 0;
 }
 
 int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_export_options *in, char **json, d2q_error *err)
@@ -400,18 +403,15 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
     struct log log = { api_log, &rep };
     struct export_options o = { .drop_corrections = in && in->drop_corrections, .as_llama = in && in->as_llama,
                                 .shard_bytes = in ? in->shard_bytes : 0 };
-    const struct exporter *x = exporter_by_name(format, &e);
     uint64_t bytes = 0;
-    if (!x)
+    if (!exporter_by_name(format, &e))
         return api_fail(err, &e);
-    json_t *meta = in && in->meta ? json_loads(in->meta, 0, NULL) : NULL;
+    json_t *meta = in && in->meta ? json_loads(in->meta, 0, NULL) : NULL, *loads = loads_list(dm->m, format, &o, NULL);
+    struct card card = { dm->m, format, in ? in->command : NULL, meta, loads, bits_per_weight(dm->m), 0 };
     o.meta = meta;
+    o.card = card.command ? write_card : NULL;
+    o.card_ud = &card;
     int rc = export_model(dm->m, format, path, &o, &log, &bytes, &e);
-    json_t *loads = rc ? NULL : loads_list(dm->m, format, &o, NULL);
-    if (!rc && in && in->command) {
-        struct card c = { dm->m, format, in->command, meta, loads, bits_per_weight(dm->m), bytes };
-        rc = write_card(&c, path, x->file, &e);
-    }
     json_decref(meta);
     if (rc) {
         json_decref(loads);

@@ -4,7 +4,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -16,20 +18,17 @@
 
 /* ---- input ------------------------------------------------------------- */
 
-static int open_regular(const char *path, int *fd, size_t *size, struct err *e)
+static int open_regular(const char *path, int *fd, struct stat *st, struct err *e)
 {
-    struct stat st;
     *fd = open(path, O_RDONLY | O_CLOEXEC);
     if (*fd < 0)
         return err_errno(e, "%s: cannot open", path);
-    if (fstat(*fd, &st) != 0) {
+    if (fstat(*fd, st) != 0)
         err_errno(e, "%s: cannot stat", path);
-    } else if (!S_ISREG(st.st_mode)) {
+    else if (!S_ISREG(st->st_mode))
         err_set(e, ERR_IO, "%s: expected a regular file", path);
-    } else {
-        *size = (size_t)st.st_size;
+    else
         return 0;
-    }
     close(*fd);
     return -1;
 }
@@ -37,18 +36,21 @@ static int open_regular(const char *path, int *fd, size_t *size, struct err *e)
 int file_map_open(struct file_map *m, const char *path, struct err *e)
 {
     int fd;
-    size_t size;
+    struct stat st;
     memset(m, 0, sizeof *m);
-    if (open_regular(path, &fd, &size, e))
+    if (open_regular(path, &fd, &st, e))
         return -1;
+    size_t size = (size_t)st.st_size;
     if (size == 0) {
         close(fd);
         return err_set(e, ERR_FORMAT, "%s: file is empty", path);
     }
     void *p = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED)
+        err_errno(e, "%s: cannot map %zu bytes", path, size);
     close(fd);
     if (p == MAP_FAILED)
-        return err_errno(e, "%s: cannot map %zu bytes", path, size);
+        return -1;
     m->path = mem_strdup(path);
     if (!m->path) {
         munmap(p, size);
@@ -56,6 +58,21 @@ int file_map_open(struct file_map *m, const char *path, struct err *e)
     }
     m->data = p;
     m->size = size;
+    m->inode = (int64_t)st.st_ino;
+    m->mtime[0] = st.st_mtim.tv_sec;
+    m->mtime[1] = st.st_mtim.tv_nsec;
+    return 0;
+}
+
+int file_map_check(const struct file_map *m, struct err *e)
+{
+    struct stat st;
+    if (stat(m->path, &st) || (int64_t)st.st_ino != m->inode)
+        return 0;
+    if ((size_t)st.st_size != m->size)
+        return err_set(e, ERR_IO, "%s: changed while it was read: it had %zu bytes, now %lld", m->path, m->size, (long long)st.st_size);
+    if (st.st_mtim.tv_sec != m->mtime[0] || st.st_mtim.tv_nsec != m->mtime[1])
+        return err_set(e, ERR_IO, "%s: changed while it was read: it was written to", m->path);
     return 0;
 }
 
@@ -80,9 +97,10 @@ void file_map_forget(const struct file_map *m, const void *p, size_t n)
 int file_read(const char *path, size_t max, char **out, size_t *size, struct err *e)
 {
     int fd;
-    size_t n;
-    if (open_regular(path, &fd, &n, e))
+    struct stat st;
+    if (open_regular(path, &fd, &st, e))
         return -1;
+    size_t n = (size_t)st.st_size;
     if (n > max) {
         close(fd);
         return err_set(e, ERR_FORMAT, "%s: file has %zu bytes, expected at most %zu", path, n, max);
@@ -370,6 +388,32 @@ static void remove_tree(const char *path)
         closedir(d);
     }
     rmdir(path);
+}
+
+void file_sweep(const char *path)
+{
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    static const char *const marks[] = { ".tmp-", ".unverified-" };
+    char dir[PATH_MAX], full[PATH_MAX];
+    size_t n = strlen(base);
+    if ((size_t)snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path) + 1 : 2, slash ? path : "./") >= sizeof dir)
+        return;
+    DIR *d = opendir(dir);
+    struct dirent *ent;
+    while (d && n && (ent = readdir(d)))
+        for (size_t i = 0; i < sizeof marks / sizeof *marks && !strncmp(ent->d_name, base, n); i++) {
+            const char *p = ent->d_name + n;
+            size_t k = strlen(marks[i]);
+            if (strncmp(p, marks[i], k))
+                continue;
+            long pid = strtol(p + k, NULL, 10);
+            if (pid < 1 || !kill((pid_t)pid, 0) || errno != ESRCH || (size_t)snprintf(full, sizeof full, "%s%s", dir, ent->d_name) >= sizeof full)
+                continue;
+            if (unlink(full))
+                remove_tree(full);
+        }
+    if (d)
+        closedir(d);
 }
 
 static void outdir_release(struct outdir *o)

@@ -14,12 +14,21 @@ static const char *base_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
-static int file_line(struct text *t, const char *what, const char *path, struct err *e)
+/* Of what was read, whatever bears its name by now. */
+static void map_line(struct text *t, const struct file_map *m)
 {
     char hex[65];
-    if (file_sha256(path, hex, e))
+    bytes_sha256(m->data, m->size, hex);
+    file_map_forget(m, m->data, m->size);
+    text_add(t, "| weights | `%s` | `%s` |\n", base_name(m->path), hex);
+}
+
+static int calib_line(struct text *t, const char *path, struct err *e)
+{
+    char hex[65] = "no longer there";
+    if (file_exists(path) && file_sha256(path, hex, e))
         return -1;
-    text_add(t, "| %s | `%s` | `%s` |\n", what, base_name(path), hex);
+    text_add(t, "| calibration text | `%s` | `%s` |\n", base_name(path), hex);
     return 0;
 }
 
@@ -30,13 +39,11 @@ static int inputs(const struct card *c, struct text *t, struct err *e)
     const char *calib = json_string_value(json_object_get(json_object_get(c->meta, "options"), "calib"));
     text_add(t, "\n## Made from\n\n| | file | SHA-256 |\n| --- | --- | --- |\n");
     for (int i = 0; i < ck->gguf.n_maps; i++)
-        if (file_line(t, "weights", ck->gguf.maps[i].path, e))
-            return -1;
+        map_line(t, &ck->gguf.maps[i]);
     for (int i = 0; i < ck->n_shards; i++)
-        if (file_line(t, "weights", ck->shards[i].map.path, e))
-            return -1;
+        map_line(t, &ck->shards[i].map);
     if (calib && strcmp(calib, "self"))
-        return file_line(t, "calibration text", calib, e);
+        return calib_line(t, calib, e);
     if (calib)
         text_add(t, "\nCalibrated on text that the float model generated itself.\n");
     return 0;

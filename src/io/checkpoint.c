@@ -346,6 +346,17 @@ fail:
     return -1;
 }
 
+int checkpoint_check(const struct checkpoint *c, struct err *e)
+{
+    for (int i = 0; i < c->n_shards; i++)
+        if (file_map_check(&c->shards[i].map, e))
+            return -1;
+    for (int i = 0; i < c->gguf.n_maps; i++)
+        if (file_map_check(&c->gguf.maps[i], e))
+            return -1;
+    return 0;
+}
+
 void checkpoint_free(struct checkpoint *c)
 {
     if (!c)

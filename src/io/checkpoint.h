@@ -37,6 +37,8 @@ struct checkpoint {
 };
 
 int checkpoint_open(struct checkpoint **out, const char *path, struct err *e);
+/* -1: a weight file was written to since it was opened. */
+int checkpoint_check(const struct checkpoint *c, struct err *e);
 void checkpoint_free(struct checkpoint *c); /* NULL allowed */
 
 /* 1 found: *t is a view; 0 absent; -1 found but not of a type in dtypes.def. */

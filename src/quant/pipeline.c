@@ -482,7 +482,7 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
     if (!rc && work)
         rc = work_restore(work, &r, e);
     for (int64_t i = work ? work->done : 0; !rc && i < hp->n_layer; i++)
-        rc = block_run(&r, i, e) || (work && work_block_save(work, &r, i, e)) ? -1 : 0;
+        rc = block_run(&r, i, e) || (m->ck && checkpoint_check(m->ck, e)) || (work && work_block_save(work, &r, i, e)) ? -1 : 0;
     if (!rc && r.calib && o->tune > 0)
         rc = tune_scales(&r, e);
     double bits = 0, n = 0;
