@@ -439,7 +439,7 @@ static int work(struct args *a, d2q_model *m, json_t *plan, double start)
         struct stat st;
         json_decref(r);
         rc = show_error(&e);
-        if (a->q.work && e.code != D2Q_ERR_USAGE && !stat(a->q.work, &st) && !a->c.quiet)
+        if (a->q.work && e.code != D2Q_ERR_USAGE && !stat(a->q.work, &st))
             fprintf(stderr, "d2q: the work so far is kept in %s: the same command goes on\n", a->q.work);
         return rc;
     }

@@ -333,7 +333,9 @@ static int export_file(const struct exporter *x, const struct model *m, const ch
     file_sweep(path);
     int rc = x->write(m, tmp, o, log, e), n = rc ? 0 : count_parts(tmp);
     rc = rc || part_bytes(tmp, n, &total, e) || (m->ck && checkpoint_check(m->ck, e)) || (o->card && o->card(o->card_ud, card_tmp, total, e)) ||
-         finish_parts(tmp, path, n, e) || (o->card && file_move(card_tmp, card, e)) ? -1 : 0;
+         finish_parts(tmp, path, n, e) ? -1 : 0;
+    if (!rc && o->card && file_move(card_tmp, card, e))
+        rc = err_prefix(e, "%s: is in place, but not its model card", path);
     if (rc) {
         unlink(tmp);
         unlink(card_tmp);
