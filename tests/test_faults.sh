@@ -123,18 +123,15 @@ if [ "$(id -u)" -eq 0 ] && command -v setpriv >/dev/null; then
     chmod 644 "$dir/model/model.safetensors"
 fi
 
-# The source during the run: stopped by a pipe nobody reads, then changed.
-during() { # COMMAND on the source while the run stands between two blocks: rc, log
+# The source during the run, which stops before its first block gets its name.
+during() { # COMMAND on the source meanwhile; the run's status, its messages in log
     rm -rf "$part"; mkdir "$part"
-    rm -f "$dir/pause"; mkfifo "$dir/pause"
-    "$d2q" quantize "$dir/model" -o "$part/out" --group 32 --nsamples 2 --seqlen 32 --bits 3 >/dev/null 2>"$dir/pause" &
-    local pid=$! line
-    exec 3<"$dir/pause"
-    while read -r line <&3; do case $line in *down_proj*) break;; esac; done
-    kill -STOP $pid
+    D2Q_FAULT=rename:stop:1:block-00000 LD_PRELOAD=$shim "$d2q" quantize "$dir/model" -o "$part/out" --group 32 --nsamples 2 --seqlen 32 \
+        --bits 3 --quiet >/dev/null 2>"$dir/log" &
+    local pid=$!
+    until [ "$(cut -d' ' -f3 /proc/$pid/stat)" = T ]; do sleep 0.02; done
     "$@"
     kill -CONT $pid
-    cat <&3 >"$dir/log"; exec 3<&-
     wait $pid
 }
 restore() { rm -rf "$dir/model"; cp -r tests/fixtures/models/llama "$dir/model"; }

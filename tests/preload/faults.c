@@ -1,6 +1,7 @@
 /* faults: a library to preload that makes the operating system fail. D2Q_FAULT="CALL:ERROR:N[+][:PATH]"
  *   CALL   open, read, write, pwrite, fsync, close, rename, mkdir, unlink, mmap, statvfs, or disk
- *   ERROR  enospc, eio, eacces, erofs, enomem, emfile, or short (read, write and pwrite do half of what they are asked for)
+ *   ERROR  enospc, eio, eacces, erofs, enomem, emfile, or short (read, write and pwrite do half of what they are asked for), or stop
+ *          (nothing fails, but the program stops there until it gets SIGCONT)
  *   N      the N-th such call fails, counted from 1; with + so do all after it
  *   PATH   only calls on regular files and folders whose path has this in it
  * CALL disk: N bytes may be written in all; the write that reaches the limit is short and those after it fail, as on a full disk.
@@ -8,6 +9,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -85,6 +87,10 @@ static bool hit(const char *name, bool counts)
     if (strcmp(call, name) || !counts)
         return false;
     long k = atomic_fetch_add(&seen, 1) + 1;
+    if (k == limit && !strcmp(kind, "stop")) {
+        raise(SIGSTOP);
+        return false;
+    }
     return k == limit || (onwards && k > limit);
 }
 
