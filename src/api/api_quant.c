@@ -206,9 +206,9 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
 
 static json_t *tensor_json(const struct quant_tensor *t)
 {
-    return json_pack("{sssss[II]sfsfsfsfsf}", "name", t->name, "type", t->type, "shape", (json_int_t)t->n_out,
-                     (json_int_t)t->n_in, "bpw", t->bpw, "err", t->err, "err_target", t->err_target, "damp", t->damp, "seconds",
-                     t->seconds);
+    return json_pack("{sssss[II]sfsfsfsfsIsssf}", "name", t->name, "type", t->type, "shape", (json_int_t)t->n_out,
+                     (json_int_t)t->n_in, "bpw", t->bpw, "err", t->err, "err_target", t->err_target, "damp", t->damp, "dead",
+                     (json_int_t)t->dead, "fallback", t->fallback, "seconds", t->seconds);
 }
 
 static void on_tensor(void *ud, const struct quant_tensor *t)

@@ -393,6 +393,16 @@ static void print_profile(const json_t *r)
            show_num(r, "seconds") - sum[0] - sum[1] - sum[2] - sum[3] - show_num(r, "seconds_tune"), show_num(r, "seconds"));
 }
 
+/* Never silently: which matrices are not what was asked for. */
+static void print_fallbacks(const json_t *r)
+{
+    const json_t *t;
+    size_t i;
+    json_array_foreach(json_object_get(r, "tensors"), i, t)
+        if (*show_str(t, "fallback"))
+            printf("fallback     %s: %s, %s\n", show_str(t, "name"), show_str(t, "fallback"), show_str(t, "type"));
+}
+
 static int print_result(const json_t *r, const json_t *plan, bool profile)
 {
     char before[24], after[24], memory[24], planned[24], time[24];
@@ -405,6 +415,7 @@ static int print_result(const json_t *r, const json_t *plan, bool profile)
     char types[256];
     count_types(json_object_get(r, "tensors"), types, sizeof types);
     printf("quantized    %zu matrices by %s: %s\n", json_array_size(json_object_get(r, "tensors")), show_str(o, "method"), types);
+    print_fallbacks(r);
     printf("bits/weight  %.3f\n", show_num(r, "bpw"));
     json_array_foreach(json_object_get(r, "outputs"), i, out)
     {

@@ -42,8 +42,7 @@ static int compare_matrix(const struct model *back, const struct tensor *a, cons
             rc = err_set(e, ERR_IO, "%s: tensor %s: row %lld is not finite or differs from the model after writing",
                          back->ck->path, b->name, (long long)(bad - differ));
     }
-    for (int i = 0; i < back->ck->gguf.n_maps; i++) /* what has been compared need not stay in memory */
-        file_map_forget(&back->ck->gguf.maps[i], b->data, b->size);
+    checkpoint_forget(back->ck, b->data, b->size);
     mem_free(scratch);
     mem_free(differ);
     return rc;

@@ -41,14 +41,6 @@ static void part_at(const struct checkpoint *c, size_t i, struct part *p)
     p->is_float = en->n_dims > 0 && checkpoint_tensor(c, en->name, t, NULL) > 0;
 }
 
-static void forget(const struct checkpoint *c, const struct part *p)
-{
-    for (int i = 0; i < c->n_shards; i++)
-        file_map_forget(&c->shards[i].map, p->data, p->size);
-    for (int i = 0; i < c->gguf.n_maps; i++)
-        file_map_forget(&c->gguf.maps[i], p->data, p->size);
-}
-
 /* ---- checksums ------------------------------------------------------------------- */
 
 /* "SHA256  NAME" of every part into {name: sum}. */
@@ -117,7 +109,7 @@ int verify_checksums(const struct checkpoint *c, struct err *e)
     for (size_t i = 0; !rc && sums && i < count_parts(c); i++) {
         part_at(c, i, &p);
         const char *why = sum_differs(&p, sums, buf, sizeof buf);
-        forget(c, &p);
+        checkpoint_forget(c, p.data, p.size);
         if (why)
             rc = err_set(e, ERR_IO, "%s: tensor %s: %s", c->path, p.name, why);
     }
@@ -167,7 +159,7 @@ int checksums_write(const char *dir, struct err *e)
     for (size_t i = 0; !rc && i < count_parts(c); i++) {
         part_at(c, i, &p);
         bytes_sha256(p.data, p.size, hex);
-        forget(c, &p);
+        checkpoint_forget(c, p.data, p.size);
         if (json_object_set_new(tensors, p.name, json_string(hex)))
             rc = err_nomem(e, CHECKSUMS_FILE, 64);
     }
@@ -299,7 +291,7 @@ static int check_all(struct check *k, const struct log *log, struct err *e)
         done += (double)p.size;
         if (check_part(k, &p, e) || log_progress(log, "checking", done, (double)k->c->data_bytes, e))
             return -1;
-        forget(k->c, &p);
+        checkpoint_forget(k->c, p.data, p.size);
     }
     return check_rest(k, e) || check_model(k, e) ? -1 : 0;
 }
