@@ -10,6 +10,8 @@
 #include <cmocka.h>
 
 #include "quant/block.h"
+#include "quant/work.h"
+#include "scratch.h"
 #include "tensor/half.h"
 
 #define MODEL "tests/fixtures/models/llama"
@@ -20,6 +22,7 @@ struct run_of {
     struct quant_result res;
     struct err e;
     int rc, warnings;
+    int64_t done; /* blocks taken over from the work folder */
     char warning[512]; /* the last */
 };
 
@@ -65,7 +68,7 @@ static float *own_vector(struct run_of *r, const float **v, int64_t n)
     return p;
 }
 
-static void go(struct run_of *r, int64_t sequences, int64_t length)
+static void go_in(struct run_of *r, int64_t sequences, int64_t length, const char *dir)
 {
     int32_t ids[2048];
     struct calib c;
@@ -76,8 +79,22 @@ static void go(struct run_of *r, int64_t sequences, int64_t length)
         ids[i] = (int32_t)((x >> 33) % (uint64_t)r->m->hp.n_vocab);
     }
     assert_int_equal(calib_from_tokens(&c, ids, sequences * length, sequences, length, 1, &r->e), 0);
-    r->rc = quantize_model(r->m, &r->o, &c, &log, NULL, NULL, &r->res, &r->e);
+    struct work w = { .lock = -1 };
+    if (dir) {
+        json_t *recipe = work_recipe(r->m, &r->o, &c, NULL, "test");
+        if (work_open(&w, dir, false, recipe, &r->e))
+            fail_msg("%s", r->e.msg);
+        json_decref(recipe);
+    }
+    r->rc = quantize_resumable(r->m, &r->o, &c, dir ? &w : NULL, &log, NULL, NULL, &r->res, &r->e);
+    r->done = w.done;
+    work_close(&w);
     calib_release(&c);
+}
+
+static void go(struct run_of *r, int64_t sequences, int64_t length)
+{
+    go_in(r, sequences, length, NULL);
 }
 
 static void end(struct run_of *r)
@@ -337,12 +354,37 @@ static void test_merged_scales(void **state)
     assert_true(fell > 0);
 }
 
+/* The rule is no part of the recipe: a run that one bad matrix stopped goes on under another. */
+static void test_another_rule(void **state)
+{
+    (void)state;
+    static const enum quant_failure rules[] = { FAILURE_STOP, FAILURE_KEEP, FAILURE_KEEP, FAILURE_RTN };
+    const char *dir = scratch_dir(), *work = scratch_path(dir, "work");
+    for (int i = 0; i < 4; i++) {
+        struct run_of r;
+        begin(&r, "d2quant");
+        r.o.on_failure = rules[i];
+        own(&r, 1, ROLE_O)[70] = 1e6f;
+        go_in(&r, 4, 48, work);
+        assert_int_equal(r.done, i == 0 ? 0 : i == 1 ? 1 : i == 2 ? 2 : 0);
+        if (i == 0)
+            assert_non_null(strstr(r.e.msg, "model.layers.1.self_attn.o_proj.weight (--on-failure stop; rtn or keep go on)"));
+        else if (i == 3)
+            assert_non_null(strstr(r.e.msg, "fell back by --on-failure keep there"));
+        else
+            assert_string_equal(told(&r, 1, ROLE_O)->fallback, "keep");
+        assert_int_equal(r.rc, i == 1 || i == 2 ? 0 : -1);
+        end(&r);
+    }
+    scratch_remove(dir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_not_a_number), cmocka_unit_test(test_huge_weight), cmocka_unit_test(test_statistics_overflow),
         cmocka_unit_test(test_dead_and_duplicate), cmocka_unit_test(test_odd_rows), cmocka_unit_test(test_few_tokens),
-        cmocka_unit_test(test_merged_scales),
+        cmocka_unit_test(test_merged_scales), cmocka_unit_test(test_another_rule),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -225,7 +225,7 @@ static int solve_or_fall_back(struct block *b, enum role role, const struct stat
     if (rc > 0)
         rc = fall_back(b, role, st, t, why);
     if (rc && why->code == ERR_NUMERIC)
-        err_prefix(why, "%s (--on-failure %s)", t->name, r->o->on_failure == FAILURE_STOP ? "stop" : t->fallback);
+        err_prefix(why, "%s (--on-failure %s)", t->name, r->o->on_failure == FAILURE_STOP ? "stop; rtn or keep go on" : t->fallback);
     t->seconds = log_now() - t0;
     if (!rc && r->on_tensor)
         r->on_tensor(r->ud, t);

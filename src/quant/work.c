@@ -91,6 +91,7 @@ static void model_digest(const struct model *m, char out[2 * DIGEST + 1])
     hex(&ctx, out);
 }
 
+/* Not on_failure: a run that was stopped by a bad matrix goes on under another rule. take_block asks whether what is there fits it. */
 static json_t *options_json(const struct quant_options *o)
 {
     json_t *keep = json_array(), *j;
@@ -102,10 +103,9 @@ static json_t *options_json(const struct quant_options *o)
                                         "order", (int)o->order, "search", (int)o->search, "sweeps", o->sweeps, "damp", o->damp,
                                         "sinks", (int)o->sinks));
     json_object_set_new(j, "rotate", json_boolean(o->rotate));
-    json_object_update_new(j, json_pack("{sisbsisisfsissso}", "dsq_init", (int)o->dsq_init, "dsq_weighted", o->dsq_weighted,
-                                        "dsq_rounds", o->dsq_rounds, "tune", o->tune, "tune_lr", o->tune_lr, "on_failure",
-                                        (int)o->on_failure, "kept", o->kept_packed ? "packed" : dtype_table[o->kept].name, "keep",
-                                        keep));
+    json_object_update_new(j, json_pack("{sisbsisisfssso}", "dsq_init", (int)o->dsq_init, "dsq_weighted", o->dsq_weighted,
+                                        "dsq_rounds", o->dsq_rounds, "tune", o->tune, "tune_lr", o->tune_lr, "kept",
+                                        o->kept_packed ? "packed" : dtype_table[o->kept].name, "keep", keep));
     return j;
 }
 
@@ -561,6 +561,10 @@ static int take_block(struct cursor *c, struct run *r, int64_t index, struct err
         t->name = arena_printf(&res->arena, "model.layers.%lld.%s.weight", (long long)index, role_hf_name[i]);
         if (!t->name)
             return err_nomem(e, "results", 0);
+        t->fallback[sizeof t->fallback - 1] = '\0';
+        static const char *const rules[] = { "", "rtn", "keep" };
+        if (t->fallback[0] && strcmp(t->fallback, rules[r->o->on_failure]))
+            return err_set(e, ERR_USAGE, "%s: %s fell back by --on-failure %s there: give the same rule, or --fresh", c->what, t->name, t->fallback);
     }
     res->n_tensors += ROLE_COUNT;
     return take(c, &res->blocks[index], sizeof res->blocks[index], e);
