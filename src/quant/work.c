@@ -132,25 +132,32 @@ json_t *work_recipe(const struct model *m, const struct quant_options *o, const 
     return j;
 }
 
+static void difference(const char *name, const json_t *there, const json_t *now, char *out, size_t cap)
+{
+    char *a = there ? json_dumps(there, JSON_COMPACT | JSON_ENCODE_ANY) : NULL, *b = now ? json_dumps(now, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
+    size_t at = strlen(out);
+    snprintf(out + at, cap - at, "%s%s: %.40s there, %.40s now", at ? "; " : "", name, a ? a : "nothing", b ? b : "nothing");
+    free(a);
+    free(b);
+}
+
 static void differences(const char *prefix, const json_t *old, const json_t *now, char *out, size_t cap)
 {
     const char *key;
     json_t *v;
+    char name[96];
     json_object_foreach((json_t *)(uintptr_t)now, key, v) {
         const json_t *o = json_object_get(old, key);
-        char name[96];
         snprintf(name, sizeof name, "%s%s%s", prefix, *prefix ? "." : "", key);
-        if (json_equal(o, v))
-            continue;
-        if (json_is_object(o) && json_is_object(v)) {
+        if (json_is_object(o) && json_is_object(v))
             differences(name, o, v, out, cap);
-            continue;
-        }
-        char *a = o ? json_dumps(o, JSON_COMPACT | JSON_ENCODE_ANY) : NULL, *b = json_dumps(v, JSON_COMPACT | JSON_ENCODE_ANY);
-        size_t at = strlen(out);
-        snprintf(out + at, cap - at, "%s%s: %.40s there, %.40s now", at ? "; " : "", name, a ? a : "nothing", b ? b : "nothing");
-        free(a);
-        free(b);
+        else if (!json_equal(o, v))
+            difference(name, o, v, out, cap);
+    }
+    json_object_foreach((json_t *)(uintptr_t)old, key, v) {
+        snprintf(name, sizeof name, "%s%s%s", prefix, *prefix ? "." : "", key);
+        if (!json_object_get(now, key))
+            difference(name, v, NULL, out, cap);
     }
 }
 
@@ -181,7 +188,7 @@ static int compare_recipe(const struct work *w, const char *path, const json_t *
     json_decref(now);
     return same ? 1
                 : err_set(e, ERR_USAGE, "%s holds the work of another run (%s): repeat its command to go on with it, --fresh to "
-                          "throw it away, or name another folder with --work", w->dir, *diff ? diff : "an unknown setting there");
+                          "throw it away, or name another folder with --work", w->dir, diff);
 }
 
 static int save_recipe(const char *path, const json_t *recipe, struct err *e)
