@@ -85,7 +85,11 @@ $(BUILD)/libd2q.so: $(LIB_OBJ) src/api/libd2q.map
 $(BUILD)/d2q: $(CLI_OBJ) $(BUILD)/libd2q_internal.a
 	$(call say,LD)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS_ALL)
 
-tests: $(TEST_BIN)
+# Not instrumented: it comes before a sanitizer's runtime.
+$(BUILD)/tests/faults.so: tests/preload/faults.c
+	@mkdir -p $(@D)
+	$(call say,LD)$(CC) -std=c11 -D_GNU_SOURCE $(filter-out -Wpedantic -Wmissing-prototypes,$(WARN)) -O1 -g -fPIC -shared -o $@ $< -ldl
+tests: $(TEST_BIN) $(BUILD)/tests/faults.so
 $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(HELPER_OBJ) $(BUILD)/libd2q_internal.a
 	$(call say,LD)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS_ALL) -lcmocka
 

@@ -66,6 +66,10 @@ D2Q_API void d2q_close(d2q_model *m); /* NULL allowed */
 /* Shape, types, sizes; with tensor (a name, or NULL) the figures of that tensor. */
 D2Q_API int d2q_inspect(d2q_model *m, const char *tensor, char **json, d2q_error *err);
 
+/* Reads all of a written model: structure, finite values, the checksums that d2q_export left. -1: it cannot be opened. JSON: {"path",
+ * "tensors", "checksums", "files", "bytes", "has_checksums", "failures": [{"tensor", "why"}]}; no failures: it is whole. */
+D2Q_API int d2q_verify(const char *path, d2q_log_fn log, void *log_ud, char **json, d2q_error *err);
+
 /* Every tensor of a against b's: types, |a - b| / |a| (Frobenius), largest difference. Models of one shape, in any containers. */
 D2Q_API int d2q_diff(d2q_model *a, d2q_model *b, char **json, d2q_error *err);
 
@@ -132,6 +136,8 @@ typedef struct d2q_export_options {
 /* JSON (NULL allowed): {"format", "loads": [{"runtime", "loads", "condition", "how", "source", "run_here"}]}. */
 D2Q_API int d2q_export_check(d2q_model *m, const char *format, const d2q_quantize_options *q,
                              const d2q_export_options *o, char **json, d2q_error *err);
+/* May path be written, or replaced if it is there? Also for asking before. */
+D2Q_API int d2q_export_target(d2q_model *m, const char *format, const char *path, d2q_error *err);
 /* path: a folder, or for format gguf a file. Written under a temporary name, read back, compared bit for bit, then renamed to path. JSON: {"format", "path", "bytes",
  * "loads"}. */
 D2Q_API int d2q_export(d2q_model *m, const char *format, const char *path, const d2q_export_options *o, char **json,

@@ -272,7 +272,7 @@ static void test_bytes(void **state)
     double sum = 0;
     json_t *j = json_of(d2q("quantize " LLAMA " -o %s/out --method rtn --json", dir), quantize_keys);
     static const char *const files[] = { "config.json", "quantize_config.json", "generation_config.json", "model.safetensors",
-                                         "tokenizer.json", "tokenizer_config.json" };
+                                         "tokenizer.json", "tokenizer_config.json", "checksums.json" };
     for (size_t k = 0; k < sizeof files / sizeof *files; k++) {
         snprintf(name, sizeof name, "out/%s", files[k]);
         assert_int_equal(stat(scratch_path(dir, name), &st), 0);

@@ -235,6 +235,43 @@ static void test_refused(void **state)
     scratch_remove(dir);
 }
 
+/* Of another version of the folder, or with a setting that this program does not know: refused, both shown. */
+static void test_versions(void **state)
+{
+    (void)state;
+    const char *dir = scratch_dir(), *work = scratch_path(dir, "work");
+    struct quant_options o = options("gptq", "default");
+    struct outcome r;
+    struct err e;
+    char *text, path[512];
+    size_t n;
+    run(&r, MODELS "llama", &o, 9, work, false, 1);
+    drop(&r);
+    snprintf(path, sizeof path, "%s/recipe.json", work);
+    assert_int_equal(file_read(path, 1 << 20, &text, &n, &e), 0);
+    json_t *recipe = json_loads(text, 0, NULL);
+    mem_free(text);
+    assert_non_null(recipe);
+    json_object_set_new(recipe, "work_version", json_integer(1));
+    json_object_set_new(json_object_get(recipe, "options"), "strange", json_true());
+    assert_int_equal(json_dump_file(recipe, path, 0), 0);
+    json_decref(recipe);
+    run(&r, MODELS "llama", &o, 9, work, false, -1);
+    assert_int_equal(r.e.code, ERR_USAGE);
+    assert_non_null(strstr(r.e.msg, "work_version: 1 there, "));
+    assert_non_null(strstr(r.e.msg, "options.strange: true there, nothing now"));
+    drop(&r);
+    scratch_write(path, "{", 1);
+    run(&r, MODELS "llama", &o, 9, work, false, -1);
+    assert_int_equal(r.e.code, ERR_FORMAT);
+    assert_non_null(strstr(r.e.msg, "is not the recipe of a run"));
+    drop(&r);
+    run(&r, MODELS "llama", &o, 9, work, true, -1);
+    assert_int_equal(r.rc, 0);
+    drop(&r);
+    scratch_remove(dir);
+}
+
 /* One byte of each file changed, or its end cut off. */
 static void test_damage(void **state)
 {
@@ -315,7 +352,7 @@ static void test_recipe_is_complete(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bytes), cmocka_unit_test(test_refused), cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_same_bytes), cmocka_unit_test(test_refused), cmocka_unit_test(test_damage), cmocka_unit_test(test_versions),
         cmocka_unit_test(test_folder),     cmocka_unit_test(test_recipe_is_complete),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,6 +7,7 @@
 #include "base/par.h"
 #include "export/card.h"
 #include "export/loads.h"
+#include "export/verify.h"
 #include "quant/work.h"
 #include "run/session.h"
 #include "tensor/pack.h"
@@ -212,9 +213,9 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
 
 static json_t *tensor_json(const struct quant_tensor *t)
 {
-    return json_pack("{sssss[II]sfsfsfsfsf}", "name", t->name, "type", t->type, "shape", (json_int_t)t->n_out,
-                     (json_int_t)t->n_in, "bpw", t->bpw, "err", t->err, "err_target", t->err_target, "damp", t->damp, "seconds",
-                     t->seconds);
+    return json_pack("{sssss[II]sfsfsfsfsIsssf}", "name", t->name, "type", t->type, "shape", (json_int_t)t->n_out,
+                     (json_int_t)t->n_in, "bpw", t->bpw, "err", t->err, "err_target", t->err_target, "damp", t->damp, "dead",
+                     (json_int_t)t->dead, "fallback", t->fallback, "seconds", t->seconds);
 }
 
 static void on_tensor(void *ud, const struct quant_tensor *t)
@@ -401,14 +402,17 @@ static double bits_per_weight(const struct model *m)
     return n > 0 ? bits / n : 0;
 }
 
-/* README.md in a folder, beside a file NAME.md for NAME.gguf. */
-static int write_card(const struct card *c, const char *path, bool file, struct err *e)
+static int write_card(void *ud, const char *path, uint64_t bytes, struct err *e)
 {
-    char to[4096];
-    size_t n = strlen(path), end = file && n > 5 && !strcmp(path + n - 5, ".gguf") ? n - 5 : n;
-    if ((size_t)snprintf(to, sizeof to, file ? "%.*s.md" : "%.*s/README.md", (int)end, path) >= sizeof to)
-        return err_set(e, ERR_USAGE, "%s: path is too long", path);
-    return card_write(c, to, e);
+    struct card *c = ud;
+    c->bytes = bytes;
+    return card_write(c, path, e);
+}
+
+int d2q_export_target(d2q_model *dm, const char *format, const char *path, d2q_error *err)
+{
+    struct err e;
+    return export_target(dm->m, format, path, &e) ? api_fail(err, &e) : 0;
 }
 
 int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_export_options *in, char **json, d2q_error *err)
@@ -418,19 +422,17 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
     struct log log = { api_log, &rep };
     struct export_options o = { .drop_corrections = in && in->drop_corrections, .as_llama = in && in->as_llama,
                                 .shard_bytes = in ? in->shard_bytes : 0 };
-    const struct exporter *x = exporter_by_name(format, &e);
     uint64_t bytes = 0;
-    if (!x)
+    if (!exporter_by_name(format, &e))
         return api_fail(err, &e);
-    json_t *meta = in && in->meta ? json_loads(in->meta, 0, NULL) : NULL, *inputs = NULL;
+    json_t *meta = in && in->meta ? json_loads(in->meta, 0, NULL) : NULL, *loads = loads_list(dm->m, format, &o, NULL), *inputs = NULL;
+    const char *calib = json_string_value(json_object_get(json_object_get(meta, "options"), "calib"));
+    struct card card = { dm->m, format, in ? in->command : NULL, meta, loads, NULL, bits_per_weight(dm->m), 0 };
     o.meta = meta;
-    int rc = export_model(dm->m, format, path, &o, &log, &bytes, &e);
-    json_t *loads = rc ? NULL : loads_list(dm->m, format, &o, NULL);
-    if (!rc && in && in->command) {
-        const char *calib = json_string_value(json_object_get(json_object_get(meta, "options"), "calib"));
-        struct card c = { dm->m, format, in->command, meta, loads, inputs = card_inputs(dm->m, calib, &e), bits_per_weight(dm->m), bytes };
-        rc = inputs ? write_card(&c, path, x->file, &e) : -1;
-    }
+    o.card = card.command ? write_card : NULL;
+    o.card_ud = &card;
+    int rc = card.command && !(card.inputs = inputs = card_inputs(dm->m, calib, &e)) ? -1 : 0;
+    rc = rc || export_model(dm->m, format, path, &o, &log, &bytes, &e) ? -1 : 0;
     json_decref(meta);
     char opens[4096];
     if (export_opens(path, opens, sizeof opens))
@@ -442,4 +444,17 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
     }
     return api_json(json_pack("{sssssIsoso*}", "format", format, "path", opens, "bytes", (json_int_t)bytes, "loads", loads, "inputs",
                               inputs), json, err);
+}
+
+int d2q_verify(const char *path, d2q_log_fn fn, void *ud, char **json, d2q_error *err)
+{
+    struct err e;
+    struct reporter rep = { fn, ud };
+    struct log log = { api_log, &rep };
+    json_t *report = NULL;
+    double t0 = log_now();
+    if (verify_model(path, &log, &report, &e))
+        return api_fail(err, &e);
+    api_common(report, t0);
+    return api_json(report, json, err);
 }

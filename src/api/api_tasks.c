@@ -104,7 +104,8 @@ int d2q_tasks(d2q_model *dm, const d2q_task_options *in, char **json, d2q_error 
         rc = run_file(&u, in->file, &e);
     if (!rc && in->tasks)
         rc = run_named(&u, in->tasks, in->data, &e);
-    if (u.o.items && fclose(u.o.items) && !rc)
+    bool unwritten = u.o.items && ferror(u.o.items); /* fclose may not tell of earlier writes */
+    if (u.o.items && (fclose(u.o.items) || unwritten) && !rc)
         rc = err_set(&e, ERR_IO, "%s: %s", in->items, strerror(errno));
     if (rc) {
         json_decref(u.list);

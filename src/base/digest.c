@@ -13,7 +13,6 @@
 int file_sha256(const char *path, char hex[65], struct err *e)
 {
     struct sha256_ctx ctx;
-    uint8_t digest[SHA256_DIGEST_SIZE];
     uint8_t *buf = mem_alloc(BUFFER, 1);
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     ssize_t n = -1;
@@ -33,8 +32,22 @@ int file_sha256(const char *path, char hex[65], struct err *e)
     mem_free(buf);
     if (n < 0)
         return -1;
-    sha256_digest(&ctx, sizeof digest, digest);
+    digest_hex(&ctx, hex);
+    return 0;
+}
+
+void bytes_sha256(const void *p, size_t n, char hex[65])
+{
+    struct sha256_ctx ctx;
+    sha256_init(&ctx);
+    sha256_update(&ctx, n, p);
+    digest_hex(&ctx, hex);
+}
+
+void digest_hex(struct sha256_ctx *ctx, char hex[65])
+{
+    uint8_t digest[SHA256_DIGEST_SIZE];
+    sha256_digest(ctx, sizeof digest, digest);
     for (size_t i = 0; i < sizeof digest; i++)
         snprintf(hex + 2 * i, 3, "%02x", digest[i]);
-    return 0;
 }

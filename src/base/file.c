@@ -3,8 +3,10 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
+#include <limits.h>
+#include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -16,20 +18,17 @@
 
 /* ---- input ------------------------------------------------------------- */
 
-static int open_regular(const char *path, int *fd, size_t *size, struct err *e)
+static int open_regular(const char *path, int *fd, struct stat *st, struct err *e)
 {
-    struct stat st;
     *fd = open(path, O_RDONLY | O_CLOEXEC);
     if (*fd < 0)
         return err_errno(e, "%s: cannot open", path);
-    if (fstat(*fd, &st) != 0) {
+    if (fstat(*fd, st) != 0)
         err_errno(e, "%s: cannot stat", path);
-    } else if (!S_ISREG(st.st_mode)) {
+    else if (!S_ISREG(st->st_mode))
         err_set(e, ERR_IO, "%s: expected a regular file", path);
-    } else {
-        *size = (size_t)st.st_size;
+    else
         return 0;
-    }
     close(*fd);
     return -1;
 }
@@ -37,18 +36,21 @@ static int open_regular(const char *path, int *fd, size_t *size, struct err *e)
 int file_map_open(struct file_map *m, const char *path, struct err *e)
 {
     int fd;
-    size_t size;
+    struct stat st;
     memset(m, 0, sizeof *m);
-    if (open_regular(path, &fd, &size, e))
+    if (open_regular(path, &fd, &st, e))
         return -1;
+    size_t size = (size_t)st.st_size;
     if (size == 0) {
         close(fd);
         return err_set(e, ERR_FORMAT, "%s: file is empty", path);
     }
     void *p = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED)
+        err_errno(e, "%s: cannot map %zu bytes", path, size);
     close(fd);
     if (p == MAP_FAILED)
-        return err_errno(e, "%s: cannot map %zu bytes", path, size);
+        return -1;
     m->path = mem_strdup(path);
     if (!m->path) {
         munmap(p, size);
@@ -56,6 +58,21 @@ int file_map_open(struct file_map *m, const char *path, struct err *e)
     }
     m->data = p;
     m->size = size;
+    m->inode = (int64_t)st.st_ino;
+    m->mtime[0] = st.st_mtim.tv_sec;
+    m->mtime[1] = st.st_mtim.tv_nsec;
+    return 0;
+}
+
+int file_map_check(const struct file_map *m, struct err *e)
+{
+    struct stat st;
+    if (stat(m->path, &st) || (int64_t)st.st_ino != m->inode)
+        return 0;
+    if ((size_t)st.st_size != m->size)
+        return err_set(e, ERR_IO, "%s: changed while it was read: it had %zu bytes, now %lld", m->path, m->size, (long long)st.st_size);
+    if (st.st_mtim.tv_sec != m->mtime[0] || st.st_mtim.tv_nsec != m->mtime[1])
+        return err_set(e, ERR_IO, "%s: changed while it was read: it was written to", m->path);
     return 0;
 }
 
@@ -80,9 +97,10 @@ void file_map_forget(const struct file_map *m, const void *p, size_t n)
 int file_read(const char *path, size_t max, char **out, size_t *size, struct err *e)
 {
     int fd;
-    size_t n;
-    if (open_regular(path, &fd, &n, e))
+    struct stat st;
+    if (open_regular(path, &fd, &st, e))
         return -1;
+    size_t n = (size_t)st.st_size;
     if (n > max) {
         close(fd);
         return err_set(e, ERR_FORMAT, "%s: file has %zu bytes, expected at most %zu", path, n, max);
@@ -208,19 +226,19 @@ static char *path_printf(const char *path, const char *suffix)
     return p;
 }
 
-/* Makes a rename durable: syncs the folder that holds path. */
+/* Makes a rename durable: syncs the folder that holds path. Needs no memory, since it is too late to fail for that. */
 static int sync_parent(const char *path, struct err *e)
 {
-    char *copy = mem_strdup(path);
-    if (!copy)
-        return err_nomem(e, path, strlen(path));
-    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    mem_free(copy);
+    const char *slash = strrchr(path, '/');
+    char dir[PATH_MAX] = ".";
+    if (slash && (size_t)(slash - path) < sizeof dir)
+        snprintf(dir, sizeof dir, "%.*s", slash == path ? 1 : (int)(slash - path), path);
+    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
-        return err_errno(e, "%s: cannot open its folder", path);
-    int rc = fsync(fd);
+        return err_errno(e, "%s: is in place, but its folder cannot be opened to be synced", path);
+    int rc = fsync(fd) && errno != EINVAL ? err_errno(e, "%s: is in place, but its folder cannot be synced", path) : 0;
     close(fd);
-    return rc && errno != EINVAL ? err_errno(e, "%s: cannot sync its folder", path) : 0;
+    return rc;
 }
 
 int outfile_open(struct outfile *o, const char *path, struct err *e)
@@ -252,9 +270,11 @@ static int flush(struct outfile *o, struct err *e)
         ssize_t r = write(o->fd, o->buf + done, o->fill - done);
         if (r < 0 && errno == EINTR)
             continue;
-        if (r < 0)
+        if (r <= 0) {
+            errno = r ? errno : EIO;
             return err_errno(e, "%s: write failed at byte %llu", o->path,
                              (unsigned long long)(o->pos - o->fill + done));
+        }
         done += (size_t)r;
     }
     o->fill = 0;
@@ -286,6 +306,28 @@ int outfile_pad(struct outfile *o, uint64_t align, struct err *e)
         if (outfile_write(o, zeros, k, e))
             return -1;
         n -= k;
+    }
+    return 0;
+}
+
+int outfile_patch(struct outfile *o, uint64_t at, const void *data, size_t n, struct err *e)
+{
+    const uint8_t *p = data;
+    if (at > o->pos || n > o->pos - at)
+        return err_set(e, ERR_USAGE, "%s: %zu bytes at %llu are not there yet", o->path, n, (unsigned long long)at);
+    if (flush(o, e))
+        return -1;
+    while (n) {
+        ssize_t r = pwrite(o->fd, p, n, (off_t)at);
+        if (r < 0 && errno == EINTR)
+            continue;
+        if (r <= 0) {
+            errno = r ? errno : EIO;
+            return err_errno(e, "%s: write failed at byte %llu", o->path, (unsigned long long)at);
+        }
+        p += r;
+        at += (uint64_t)r;
+        n -= (size_t)r;
     }
     return 0;
 }
@@ -348,6 +390,32 @@ static void remove_tree(const char *path)
     rmdir(path);
 }
 
+void file_sweep(const char *path)
+{
+    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    static const char *const marks[] = { ".tmp-", ".unverified-" };
+    char dir[PATH_MAX], full[PATH_MAX];
+    size_t n = strlen(base);
+    if ((size_t)snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path) + 1 : 2, slash ? path : "./") >= sizeof dir)
+        return;
+    DIR *d = opendir(dir);
+    struct dirent *ent;
+    while (d && n && (ent = readdir(d)))
+        for (size_t i = 0; i < sizeof marks / sizeof *marks && !strncmp(ent->d_name, base, n); i++) {
+            const char *p = ent->d_name + n;
+            size_t k = strlen(marks[i]);
+            if (strncmp(p, marks[i], k))
+                continue;
+            long pid = strtol(p + k, NULL, 10);
+            if (pid < 1 || !kill((pid_t)pid, 0) || errno != ESRCH || (size_t)snprintf(full, sizeof full, "%s%s", dir, ent->d_name) >= sizeof full)
+                continue;
+            if (unlink(full))
+                remove_tree(full);
+        }
+    if (d)
+        closedir(d);
+}
+
 static void outdir_release(struct outdir *o)
 {
     mem_free(o->path);
@@ -380,29 +448,36 @@ int outdir_open(struct outdir *o, const char *path, struct err *e)
     return 0;
 }
 
+/* Where the file system cannot exchange two names, the old folder has no name for a moment and is put back if the new one does
+ * not get it. */
+static int replace_folder(const struct outdir *o, struct err *e)
+{
+    if (!file_is_dir(o->path))
+        return rename(o->tmp, o->path) ? err_errno(e, "%s: cannot rename into place", o->path) : 0;
+    if (!renameat2(AT_FDCWD, o->tmp, AT_FDCWD, o->path, RENAME_EXCHANGE)) {
+        remove_tree(o->tmp);
+        return 0;
+    }
+    char *old = path_printf(o->path, ".old");
+    if (!old)
+        return err_nomem(e, o->path, strlen(o->path));
+    int rc = rename(o->path, old) ? err_errno(e, "%s: cannot move the old folder aside", o->path) : 0;
+    if (!rc && rename(o->tmp, o->path)) {
+        rc = err_errno(e, "%s: cannot rename into place", o->path);
+        (void)!rename(old, o->path);
+    }
+    if (!rc)
+        remove_tree(old);
+    mem_free(old);
+    return rc;
+}
+
 int outdir_commit(struct outdir *o, struct err *e)
 {
-    char *old = NULL;
-    if (file_is_dir(o->path)) {
-        old = path_printf(o->path, ".old");
-        if (!old || rename(o->path, old)) {
-            err_errno(e, "%s: cannot move the old folder aside", o->path);
-            mem_free(old);
-            outdir_abort(o);
-            return -1;
-        }
-    }
-    if (rename(o->tmp, o->path)) {
-        err_errno(e, "%s: cannot rename into place", o->path);
-        if (old)
-            (void)!rename(old, o->path);
-        mem_free(old);
+    if (replace_folder(o, e)) {
         outdir_abort(o);
         return -1;
     }
-    if (old)
-        remove_tree(old);
-    mem_free(old);
     int rc = sync_parent(o->path, e);
     outdir_release(o);
     return rc;

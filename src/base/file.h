@@ -17,10 +17,13 @@ struct file_map {
     const uint8_t *data; /* read-only mapping; valid until release */
     size_t size;
     char *path;
+    int64_t inode, mtime[2]; /* when it was mapped; seconds, nanoseconds */
 };
 
 int file_map_open(struct file_map *m, const char *path, struct err *e);
 void file_map_release(struct file_map *m); /* safe on a zeroed struct */
+/* -1: the file was written to or truncated since it was mapped. One that was deleted or replaced is fine: what is mapped stays. */
+int file_map_check(const struct file_map *m, struct err *e);
 /* Gives back the memory of the whole pages in [p, p+n); they are read again when touched. Outside the mapping: nothing. */
 void file_map_forget(const struct file_map *m, const void *p, size_t n);
 
@@ -58,15 +61,20 @@ struct outfile {
 int outfile_open(struct outfile *o, const char *path, struct err *e);
 int outfile_write(struct outfile *o, const void *data, size_t n, struct err *e);
 int outfile_pad(struct outfile *o, uint64_t align, struct err *e); /* zeros up to a multiple */
+/* Overwrites n bytes at byte `at`, all of which have been written before. */
+int outfile_patch(struct outfile *o, uint64_t at, const void *data, size_t n, struct err *e);
 int outfile_commit(struct outfile *o, struct err *e); /* flush, fsync, rename; releases either way */
 void outfile_abort(struct outfile *o);                /* unlinks; safe on a zeroed or finished struct */
 
 /* Renames a finished file, replacing what is there, and syncs the folder. */
 int file_move(const char *from, const char *to, struct err *e);
 
+/* Deletes what runs that were killed left of path under temporary names: those whose process is no more. */
+void file_sweep(const char *path);
+
 /* A folder written as a whole: outdir_open makes "<path>.tmp-<pid>", files are
  * written under o->tmp, outdir_commit renames it to path. An existing path is
- * moved aside first and removed after (files only one level deep). */
+ * exchanged for it and then removed (files only one level deep). */
 struct outdir {
     char *path, *tmp;
 };

@@ -16,6 +16,11 @@ void mem_fail_after(long n)
     atomic_store(&fail_countdown, n);
 }
 
+long mem_fail_left(void)
+{
+    return atomic_load(&fail_countdown);
+}
+
 static int must_fail(void)
 {
     if (atomic_load_explicit(&fail_countdown, memory_order_relaxed) <= 0)

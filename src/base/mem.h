@@ -21,6 +21,7 @@ void *mem_grow(void *p, size_t old_n, size_t new_n, size_t size);
 char *mem_strdup(const char *s);
 /* For tests: the n-th allocation from now fails (0: never). */
 void mem_fail_after(long n);
+long mem_fail_left(void); /* what is left of that count */
 /* Peak resident set size of this process in bytes (VmHWM). */
 uint64_t mem_peak_rss(void);
 

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "cli/cmd.h"
+#include "cli/guard.h"
 #include "cli/progress.h"
 #include "cli/show.h"
 
@@ -195,15 +196,30 @@ static double work_room(const struct args *a, const json_t *plan)
     return -1;
 }
 
-/* What each format says of the model to be: 0, or the exit status after showing why one refuses. */
+/* Where format i goes: OUT itself, or in it. 0, or -1: too long. */
+static int out_path(const struct args *a, int i, char *path, size_t cap)
+{
+    const char *format = a->formats.v[i], *name = a->formats.n == 1 ? "" : strcmp(format, "gguf") ? format : "model.gguf";
+    return (size_t)snprintf(path, cap, "%s%s%s", a->out, *name ? "/" : "", name) < cap ? 0 : -1;
+}
+
+/* What each format says of the model to be, and its place of being written: 0, or the exit status after showing why one refuses. */
 static int ask_formats(d2q_model *m, struct args *a, json_t *outputs)
 {
+    char path[4096];
+    struct stat st;
     for (int i = 0; i < a->formats.n; i++) {
         char *text = NULL;
         d2q_error e;
         if (d2q_export_check(m, a->formats.v[i], &a->q, &a->x, &text, &e))
             return show_error(&e);
         json_array_append_new(outputs, show_parse(text));
+        if (!a->out || (a->formats.n > 1 && stat(a->out, &st))) /* the folder of several is still to be made */
+            continue;
+        if (out_path(a, i, path, sizeof path))
+            return opt_usage("quantize", "%s: path is too long", a->out);
+        if (d2q_export_target(m, a->formats.v[i], path, &e))
+            return show_error(&e);
     }
     return 0;
 }
@@ -240,6 +256,8 @@ static int choose_types(const struct opt_spec *spec, d2q_model *m, struct args *
     return 0;
 }
 
+#define SIDE_BYTES 4e6 /* tokenizer, headers, checksums; more for large models, whose vocabularies are larger */
+
 /* The plan with what the command knows besides. NULL: *rc is the exit status, an error was shown. */
 static json_t *make_plan(const struct opt_spec *spec, d2q_model *m, struct args *a, int *rc)
 {
@@ -265,7 +283,7 @@ static json_t *make_plan(const struct opt_spec *spec, d2q_model *m, struct args 
         return NULL;
     }
     json_object_set_new(plan, "disk_bytes", json_real(need));
-    need += room;
+    need += room + SIDE_BYTES * (1 + show_num(plan, "source_bytes") / 1e9);
     json_object_set_new(plan, "disk_free_bytes", json_real(free));
     if (!refused && (a->dry_run || free < 0 || need <= free))
         return plan;
@@ -360,8 +378,7 @@ static int export_all(d2q_model *m, struct args *a, json_t *r, d2q_error *e)
         mkdir(a->out, 0777); /* the first file says why if that failed */
     for (int i = 0; i < a->formats.n && !rc; i++) {
         char *text = NULL;
-        const char *name = a->formats.n == 1 ? "" : strcmp(a->formats.v[i], "gguf") ? a->formats.v[i] : "model.gguf";
-        snprintf(path, sizeof path, "%s%s%s", a->out, *name ? "/" : "", name);
+        (void)out_path(a, i, path, sizeof path); /* asked before */
         rc = d2q_export(m, a->formats.v[i], path, &a->x, &text, e);
         json_t *o = rc ? NULL : show_parse(text);
         bytes += show_num(o, "bytes");
@@ -393,6 +410,16 @@ static void print_profile(const json_t *r)
            show_num(r, "seconds") - sum[0] - sum[1] - sum[2] - sum[3] - show_num(r, "seconds_tune"), show_num(r, "seconds"));
 }
 
+/* Never silently: which matrices are not what was asked for. */
+static void print_fallbacks(const json_t *r)
+{
+    const json_t *t;
+    size_t i;
+    json_array_foreach(json_object_get(r, "tensors"), i, t)
+        if (*show_str(t, "fallback"))
+            printf("fallback     %s: %s, %s\n", show_str(t, "name"), show_str(t, "fallback"), show_str(t, "type"));
+}
+
 static int print_result(const json_t *r, const json_t *plan, bool profile)
 {
     char before[24], after[24], memory[24], planned[24], time[24];
@@ -405,6 +432,7 @@ static int print_result(const json_t *r, const json_t *plan, bool profile)
     char types[256];
     count_types(json_object_get(r, "tensors"), types, sizeof types);
     printf("quantized    %zu matrices by %s: %s\n", json_array_size(json_object_get(r, "tensors")), show_str(o, "method"), types);
+    print_fallbacks(r);
     printf("bits/weight  %.3f\n", show_num(r, "bpw"));
     json_array_foreach(json_object_get(r, "outputs"), i, out)
     {
@@ -451,6 +479,7 @@ static int work(struct args *a, d2q_model *m, json_t *plan, double start)
     progress_init(&p, a->c.quiet);
     a->q.log = a->x.log = progress_log;
     a->q.log_ud = a->x.log_ud = &p;
+    guard_hint(a->q.work);
     int rc = d2q_quantize(m, &a->q, &text, &e);
     json_t *r = rc ? NULL : show_parse(text);
     if (!rc && !r)
@@ -461,7 +490,7 @@ static int work(struct args *a, d2q_model *m, json_t *plan, double start)
         struct stat st;
         json_decref(r);
         rc = show_error(&e);
-        if (a->q.work && e.code != D2Q_ERR_USAGE && !stat(a->q.work, &st) && !a->c.quiet)
+        if (a->q.work && e.code != D2Q_ERR_USAGE && !stat(a->q.work, &st))
             fprintf(stderr, "d2q: the work so far is kept in %s: the same command goes on\n", a->q.work);
         return rc;
     }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cli/cmd.h"
+#include "cli/guard.h"
 #include "cli/manual.h"
 #include "cli/progress.h"
 #include "cli/show.h"
@@ -67,6 +68,7 @@ int main(int argc, char **argv)
         opt_usage("", "a command is missing");
         return EXIT_WRONG_USAGE;
     }
+    guard_install();
     const char *word = argv[1];
     int asked = !strcmp(word, "help") || !strcmp(word, "--help") || !strcmp(word, "-h");
     if (asked && argc == 2)

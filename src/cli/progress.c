@@ -136,9 +136,15 @@ static void tensor(const char *text)
 {
     json_t *t = json_loads(text, 0, NULL);
     const char *name = json_string_value(json_object_get(t, "name")), *type = json_string_value(json_object_get(t, "type"));
-    fprintf(stderr, "%-44s %-14s err %.3e  damp %-6.3g %6.2f s\n", name ? name : "?", type ? type : "?",
+    const char *fallback = json_string_value(json_object_get(t, "fallback"));
+    char more[80] = "";
+    if (json_integer_value(json_object_get(t, "dead")))
+        snprintf(more, sizeof more, "  %lld dead inputs", (long long)json_integer_value(json_object_get(t, "dead")));
+    if (fallback && *fallback)
+        snprintf(more + strlen(more), sizeof more - strlen(more), "  FALLBACK %s", fallback);
+    fprintf(stderr, "%-44s %-14s err %.3e  damp %-6.3g %6.2f s%s\n", name ? name : "?", type ? type : "?",
             json_number_value(json_object_get(t, "err")), json_number_value(json_object_get(t, "damp")),
-            json_number_value(json_object_get(t, "seconds")));
+            json_number_value(json_object_get(t, "seconds")), more);
     json_decref(t);
 }
 

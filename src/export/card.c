@@ -14,14 +14,28 @@ static const char *base_name(const char *path)
     return slash ? slash + 1 : path;
 }
 
-static int add_input(json_t *list, const char *what, const char *path, struct err *e)
+static int add_input(json_t *list, const char *what, const char *path, const char *hex, struct err *e)
 {
-    char hex[65];
-    if (file_sha256(path, hex, e))
-        return -1;
     json_t *row = json_pack("{ssssss}", "what", what, "file", base_name(path), "sha256", hex);
     return json_array_append_new(list, row ? row : json_pack("{ssssss}", "what", what, "file", "?", "sha256", hex)) /* not UTF-8 */
-               ? err_nomem(e, path, sizeof hex) : 0;
+               ? err_nomem(e, path, strlen(hex)) : 0;
+}
+
+/* Of what was read, whatever bears its name by now. */
+static int add_map(json_t *list, const struct file_map *m, struct err *e)
+{
+    char hex[65];
+    bytes_sha256(m->data, m->size, hex);
+    file_map_forget(m, m->data, m->size);
+    return add_input(list, "weights", m->path, hex, e);
+}
+
+static int add_calib(json_t *list, const char *path, struct err *e)
+{
+    char hex[65] = "no longer there";
+    if (file_exists(path) && file_sha256(path, hex, e))
+        return -1;
+    return add_input(list, "calibration text", path, hex, e);
 }
 
 json_t *card_inputs(const struct model *m, const char *calib, struct err *e)
@@ -30,11 +44,11 @@ json_t *card_inputs(const struct model *m, const char *calib, struct err *e)
     json_t *list = json_array();
     int rc = list ? 0 : err_nomem(e, "inputs", 64);
     for (int i = 0; !rc && i < ck->gguf.n_maps; i++)
-        rc = add_input(list, "weights", ck->gguf.maps[i].path, e);
+        rc = add_map(list, &ck->gguf.maps[i], e);
     for (int i = 0; !rc && i < ck->n_shards; i++)
-        rc = add_input(list, "weights", ck->shards[i].map.path, e);
+        rc = add_map(list, &ck->shards[i].map, e);
     if (!rc && calib && strcmp(calib, "self"))
-        rc = add_input(list, "calibration text", calib, e);
+        rc = add_calib(list, calib, e);
     if (!rc)
         return list;
     json_decref(list);

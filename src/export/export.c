@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "export/gguf_out.h"
+#include "export/verify.h"
 #include "export/weights.h"
 #include "model/family.h"
 
@@ -232,7 +233,6 @@ int export_check(const struct model *m, const char *format, const struct export_
     return x ? x->carries(m, o ? o : &defaults, plan, e) : -1;
 }
 
-/* A file is written beside its final name. */
 static int check_file(const struct model *m, const char *path, struct err *e)
 {
     struct stat a, b;
@@ -270,18 +270,53 @@ int export_opens(const char *path, char *out, size_t cap)
     return gguf_part_name(path, 0, n > 0 ? n : 1, out, cap);
 }
 
-/* Parts get their final names last to first, so that the first, which readers open, appears when all are there. */
-static int finish_parts(const char *tmp, const char *path, int n, uint64_t *bytes, struct err *e)
+int export_target(const struct model *m, const char *format, const char *path, struct err *e)
 {
-    char from[4096], to[4096];
+    const struct exporter *x = exporter_by_name(format, e);
+    char parent[4096];
+    size_t n = strlen(path);
+    if (!x || (x->file ? check_file : check_target)(m, path, e))
+        return -1;
+    while (n > 1 && path[n - 1] == '/')
+        n--;
+    while (n && path[n - 1] != '/')
+        n--;
+    if ((size_t)snprintf(parent, sizeof parent, "%.*s", n ? (int)n : 1, n ? path : ".") >= sizeof parent)
+        return err_set(e, ERR_USAGE, "%s: path is too long", path);
+    return access(parent, W_OK | X_OK) ? err_errno(e, "%s: cannot be written: folder %s", path, parent) : 0;
+}
+
+/* Beside a file: NAME.md for NAME.gguf. */
+static int card_name(const char *path, char *out, size_t cap, struct err *e)
+{
+    size_t n = strlen(path), end = n > 5 && !strcmp(path + n - 5, ".gguf") ? n - 5 : n;
+    return (size_t)snprintf(out, cap, "%.*s.md", (int)end, path) < cap ? 0 : err_set(e, ERR_USAGE, "%s: path is too long", path);
+}
+
+static int part_bytes(const char *tmp, int n, uint64_t *bytes, struct err *e)
+{
+    char name[4096];
     struct stat st;
     *bytes = 0;
+    for (int i = 0; i < n; i++) {
+        if (gguf_part_name(tmp, i, n, name, sizeof name))
+            return err_set(e, ERR_USAGE, "%s: path is too long", tmp);
+        if (stat(name, &st))
+            return err_errno(e, "%s", name);
+        *bytes += (uint64_t)st.st_size;
+    }
+    return 0;
+}
+
+/* Parts get their final names last to first, so that the first, which readers open, appears when all are there. */
+static int finish_parts(const char *tmp, const char *path, int n, struct err *e)
+{
+    char from[4096], to[4096];
     for (int i = n - 1; i >= 0; i--) {
         if (gguf_part_name(tmp, i, n, from, sizeof from) || gguf_part_name(path, i, n, to, sizeof to))
             return err_set(e, ERR_USAGE, "%s: path is too long", path);
-        if ((stat(from, &st) && err_errno(e, "%s", from)) || file_move(from, to, e))
+        if (file_move(from, to, e))
             return -1;
-        *bytes += (uint64_t)st.st_size;
     }
     return 0;
 }
@@ -289,16 +324,21 @@ static int finish_parts(const char *tmp, const char *path, int n, uint64_t *byte
 static int export_file(const struct exporter *x, const struct model *m, const char *path, const struct export_options *o,
                        const struct log *log, uint64_t *bytes, struct err *e)
 {
-    char tmp[4096], name[4096];
+    char tmp[4096], name[4096], card[4096], card_tmp[4096];
     uint64_t total = 0;
     if ((size_t)snprintf(tmp, sizeof tmp, "%s.unverified-%ld", path, (long)getpid()) >= sizeof tmp)
         return err_set(e, ERR_USAGE, "%s: path is too long", path);
-    if (check_file(m, path, e))
+    if (check_file(m, path, e) || card_name(path, card, sizeof card, e) || card_name(tmp, card_tmp, sizeof card_tmp, e))
         return -1;
+    file_sweep(path);
     int rc = x->write(m, tmp, o, log, e), n = rc ? 0 : count_parts(tmp);
-    rc = rc || finish_parts(tmp, path, n, &total, e);
+    rc = rc || part_bytes(tmp, n, &total, e) || (m->ck && checkpoint_check(m->ck, e)) || (o->card && o->card(o->card_ud, card_tmp, total, e)) ||
+         finish_parts(tmp, path, n, e) ? -1 : 0;
+    if (!rc && o->card && file_move(card_tmp, card, e))
+        rc = err_prefix(e, "%s: is in place, but not its model card", path);
     if (rc) {
         unlink(tmp);
+        unlink(card_tmp);
         for (int i = 0, k = count_parts(tmp); k > 1 && i < k; i++)
             if (!gguf_part_name(tmp, i, k, name, sizeof name))
                 unlink(name);
@@ -320,18 +360,26 @@ int export_model(const struct model *m, const char *format, const char *out_dir,
         return -1;
     if (x->file)
         return export_file(x, m, out_dir, o, log, bytes, e);
-    if (check_target(m, out_dir, e) || outdir_open(&out, out_dir, e))
+    if (check_target(m, out_dir, e))
+        return -1;
+    file_sweep(out_dir);
+    if (outdir_open(&out, out_dir, e))
         return -1;
     warn_dropped(m, o, out_dir, log);
     int rc = x->write(m, out.tmp, o, log, e) || write_generation_config(m, out.tmp, e) ||
-             (m->tok && tokenizer_write_hf(m->tok, m->ck, out.tmp, e)) ? -1 : 0;
+             (m->tok && tokenizer_write_hf(m->tok, m->ck, out.tmp, e)) || checksums_write(out.tmp, e) ||
+             (m->ck && checkpoint_check(m->ck, e)) ? -1 : 0;
+    uint64_t total = folder_bytes(out.tmp);
+    char card[4096];
+    if (!rc && o->card)
+        rc = (size_t)snprintf(card, sizeof card, "%s/README.md", out.tmp) >= sizeof card
+                 ? err_set(e, ERR_USAGE, "%s: path is too long", out_dir) : o->card(o->card_ud, card, total, e);
     if (rc) {
         outdir_abort(&out);
         return -1;
     }
     if (!m->tok)
         log_warn(log, "%s: the model has no tokenizer, so none is written", out_dir);
-    uint64_t total = folder_bytes(out.tmp);
     if (outdir_commit(&out, e))
         return -1;
     if (bytes)

@@ -17,6 +17,9 @@ struct export_options {
     bool drop_corrections; /* leave out biases of gate and up that the family has no place for, with a warning */
     bool as_llama;         /* call a Mistral or Qwen2 model Llama, whose graph it has and whose config has biases */
     const json_t *meta;    /* object or NULL: how the weights were made, for quantize_config.json */
+    /* Writes the model card to path, knowing the output's size, before the output gets its name; or NULL. */
+    int (*card)(void *ud, const char *path, uint64_t bytes, struct err *e);
+    void *card_ud;
     uint64_t shard_bytes;  /* weights of one file; 0: 5 GB for folders, all for gguf */
 };
 
@@ -60,6 +63,8 @@ const struct exporter *exporter_by_name(const char *name, struct err *e); /* NUL
 /* plan NULL: the model as it is. Cheap: for asking before hours of work. */
 int export_check(const struct model *m, const char *format, const struct export_options *o,
                  const struct export_plan *plan, struct err *e);
+/* May path be written, or replaced? For asking before hours of work. */
+int export_target(const struct model *m, const char *format, const char *path, struct err *e);
 /* Writes folder out_dir, replacing a model that is there (but never a folder without config.json, nor the one
  * the model is read from). *bytes (NULL allowed): size of all its files. o NULL: defaults. */
 int export_model(const struct model *m, const char *format, const char *out_dir, const struct export_options *o,

@@ -306,7 +306,7 @@ static int write_part(const struct gguf_out *g, int part, const char *path, uint
         if (g->items[i].part == part)
             rc = gguf_writer_tensor(&w, g->items[i].name, g->items[i].type, dim[1] ? 2 : 1, dim, e);
     }
-    rc = rc || outfile_open(&out, path, e);
+    rc = rc || gguf_put_checksums(&w, e) || outfile_open(&out, path, e);
     if (rc) {
         gguf_writer_release(&w);
         return -1;

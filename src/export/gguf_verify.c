@@ -5,6 +5,7 @@
 
 #include "base/par.h"
 #include "export/gguf_out.h"
+#include "export/verify.h"
 
 struct compare_job {
     const struct tensor *a, *b;
@@ -41,8 +42,7 @@ static int compare_matrix(const struct model *back, const struct tensor *a, cons
             rc = err_set(e, ERR_IO, "%s: tensor %s: row %lld is not finite or differs from the model after writing",
                          back->ck->path, b->name, (long long)(bad - differ));
     }
-    for (int i = 0; i < back->ck->gguf.n_maps; i++) /* what has been compared need not stay in memory */
-        file_map_forget(&back->ck->gguf.maps[i], b->data, b->size);
+    checkpoint_forget(back->ck, b->data, b->size);
     mem_free(scratch);
     mem_free(differ);
     return rc;
@@ -122,7 +122,7 @@ int gguf_verify(const struct gguf_out *g, const char *path, const struct log *lo
     struct model *back;
     if (model_open(&back, path, e))
         return -1;
-    int rc = compare_models(g, back, log, e);
+    int rc = compare_models(g, back, log, e) || verify_checksums(back->ck, e) ? -1 : 0;
     model_free(back);
     return rc;
 }

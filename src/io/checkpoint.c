@@ -346,6 +346,25 @@ fail:
     return -1;
 }
 
+void checkpoint_forget(const struct checkpoint *c, const void *data, size_t n)
+{
+    for (int i = 0; i < c->n_shards; i++)
+        file_map_forget(&c->shards[i].map, data, n);
+    for (int i = 0; i < c->gguf.n_maps; i++)
+        file_map_forget(&c->gguf.maps[i], data, n);
+}
+
+int checkpoint_check(const struct checkpoint *c, struct err *e)
+{
+    for (int i = 0; i < c->n_shards; i++)
+        if (file_map_check(&c->shards[i].map, e))
+            return -1;
+    for (int i = 0; i < c->gguf.n_maps; i++)
+        if (file_map_check(&c->gguf.maps[i], e))
+            return -1;
+    return 0;
+}
+
 void checkpoint_free(struct checkpoint *c)
 {
     if (!c)

@@ -37,6 +37,10 @@ struct checkpoint {
 };
 
 int checkpoint_open(struct checkpoint **out, const char *path, struct err *e);
+/* What has been read need not stay in memory (file_map_forget). */
+void checkpoint_forget(const struct checkpoint *c, const void *data, size_t n);
+/* -1: a weight file was written to since it was opened. */
+int checkpoint_check(const struct checkpoint *c, struct err *e);
 void checkpoint_free(struct checkpoint *c); /* NULL allowed */
 
 /* 1 found: *t is a view; 0 absent; -1 found but not of a type in dtypes.def. */

@@ -260,6 +260,14 @@ static int read_file(struct gguf *g, const struct file_map *m, struct split *spl
     for (uint64_t i = 0; i < n_new; i++)
         if (place_tensor(&fresh[i], offset[i], m, data_off, align, e))
             return -1;
+    const struct gguf_kv *kv = gguf_find(&part, GGUF_SUMS);
+    struct gguf_sums *sums = kv ? arena_alloc(&g->arena, 1, sizeof *sums) : NULL;
+    if (kv && !sums)
+        return err_nomem(e, m->path, sizeof *sums);
+    if (sums) {
+        *sums = (struct gguf_sums){ kv, g->sums };
+        g->sums = sums;
+    }
     g->tensors = part.tensors;
     g->ggml_type = part.ggml_type;
     g->n_tensors = part.n_tensors;

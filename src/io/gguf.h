@@ -41,7 +41,13 @@ struct gguf {
     struct tensor *tensors; /* in file order; names as in the file; DT_COUNT: of a type we lack */
     uint32_t *ggml_type;    /* (n_tensors) the file's own type numbers */
     uint64_t n_tensors;
+    struct gguf_sums { /* GGUF_SUMS of the files that have it */
+        const struct gguf_kv *kv;
+        struct gguf_sums *next;
+    } *sums;
 };
+
+#define GGUF_SUMS "d2quant.sha256"
 
 size_t gguf_scalar_size(uint32_t type); /* bytes; 0: no scalar */
 
@@ -84,6 +90,8 @@ struct gguf_writer {
     uint64_t n_tensors, cap_tensors;
     uint64_t data_size;     /* of the data section, padding counted */
     uint64_t cur, written;  /* the tensor whose data come next, and how many came */
+    size_t sums;            /* where in kv the checksums lie; 0: none asked for */
+    struct sha256_ctx *sha; /* of the current tensor */
 };
 
 void gguf_writer_init(struct gguf_writer *w);
@@ -98,6 +106,8 @@ int gguf_put_kv(struct gguf_writer *w, const struct gguf_kv *kv, struct err *e);
 /* dim in Hugging Face order: the row's length comes last. */
 int gguf_writer_tensor(struct gguf_writer *w, const char *name, enum dtype type, int n_dims,
                        const int64_t *dim, struct err *e);
+/* After the last tensor was declared: the file gets GGUF_SUMS, "SHA256  NAME" of each tensor, filled in at the end. */
+int gguf_put_checksums(struct gguf_writer *w, struct err *e);
 uint64_t gguf_writer_bytes(const struct gguf_writer *w); /* of the whole file, as declared so far */
 int gguf_writer_begin(struct gguf_writer *w, struct outfile *out, struct err *e);
 int gguf_writer_data(struct gguf_writer *w, struct outfile *out, const void *data, size_t n, struct err *e);

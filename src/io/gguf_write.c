@@ -4,7 +4,12 @@
  * calls give equal bytes. A key or tensor name twice, or data that do not fill a tensor, is an error. */
 #include "io/gguf.h"
 
+#include <stdio.h>
 #include <string.h>
+
+#include <nettle/sha2.h>
+
+#include "base/digest.h"
 
 #define ALIGN 32u
 
@@ -205,6 +210,38 @@ int gguf_writer_tensor(struct gguf_writer *w, const char *name, enum dtype type,
     return 0;
 }
 
+#define SUM_LEN 64 /* hex digits of SHA-256 */
+#define SUM_TEXT(name) (SUM_LEN + 2 + strlen(name))
+
+int gguf_put_checksums(struct gguf_writer *w, struct err *e)
+{
+    char blank[SUM_LEN + 3];
+    snprintf(blank, sizeof blank, "%0*d  ", SUM_LEN, 0);
+    w->sha = arena_alloc(&w->arena, 1, sizeof *w->sha);
+    if (!w->sha)
+        return err_nomem(e, GGUF_SUMS, sizeof *w->sha);
+    sha256_init(w->sha);
+    if (begin_kv(w, GGUF_SUMS, GGUF_ARRAY, e) || append_le(w, GGUF_STRING, 4, e) || append_le(w, w->n_tensors, 8, e))
+        return -1;
+    w->sums = w->kv_len;
+    for (uint64_t i = 0; i < w->n_tensors; i++)
+        if (append_le(w, SUM_TEXT(w->tensors[i].name), 8, e) || append(w, blank, SUM_LEN + 2, e) ||
+            append(w, w->tensors[i].name, strlen(w->tensors[i].name), e))
+            return -1;
+    return 0;
+}
+
+/* The current tensor is complete: its checksum into the metadata in memory. */
+static void put_sum(struct gguf_writer *w)
+{
+    char hex[SUM_LEN + 1];
+    size_t at = w->sums;
+    for (uint64_t i = 0; i < w->cur; i++)
+        at += 8 + SUM_TEXT(w->tensors[i].name);
+    digest_hex(w->sha, hex);
+    memcpy(w->kv + at + 8, hex, SUM_LEN);
+}
+
 uint64_t gguf_writer_bytes(const struct gguf_writer *w)
 {
     uint64_t n = 24 + w->kv_len;
@@ -235,6 +272,8 @@ static int out_tensor(struct outfile *out, const struct tensor *t, uint64_t offs
 static int next_tensor(struct gguf_writer *w, struct outfile *out, struct err *e)
 {
     while (w->cur < w->n_tensors && w->written == w->tensors[w->cur].size) {
+        if (w->sums)
+            put_sum(w);
         w->cur++;
         w->written = 0;
         if (outfile_pad(out, ALIGN, e))
@@ -264,6 +303,8 @@ int gguf_writer_data(struct gguf_writer *w, struct outfile *out, const void *dat
     if (outfile_write(out, data, n, e))
         return -1;
     w->written += n;
+    if (w->sums)
+        sha256_update(w->sha, n, data);
     return next_tensor(w, out, e);
 }
 
@@ -272,5 +313,5 @@ int gguf_writer_end(struct gguf_writer *w, struct outfile *out, struct err *e)
     if (w->cur < w->n_tensors)
         return err_set(e, ERR_USAGE, "%s: tensor %s has %llu of %zu bytes", out->path, w->tensors[w->cur].name,
                        (unsigned long long)w->written, w->tensors[w->cur].size);
-    return 0;
+    return w->sums ? outfile_patch(out, 24 + w->sums, w->kv + w->sums, w->kv_len - w->sums, e) : 0;
 }

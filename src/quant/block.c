@@ -1,6 +1,7 @@
 /* block: solving the matrices of one block that share their input, and what is recorded of them. */
 #include "quant/block.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -67,11 +68,25 @@ static int absorb(struct block *b, const float *s_c, struct err *e)
     return 0;
 }
 
+#define HALF_MAX 65504.0f
+
+/* fp16 holds the scales, or the weights themselves. */
+static int check_range(const char *name, const float *w, int64_t n_out, int64_t n_in, struct err *e)
+{
+    for (int64_t i = 0; i < n_out * n_in; i++)
+        if (!(w[i] <= HALF_MAX && w[i] >= -HALF_MAX))
+            return err_set(e, ERR_NUMERIC, "%s: %g at row %lld, column %lld is beyond the range of fp16 (65504)", name, (double)w[i],
+                           (long long)(i / n_in), (long long)(i % n_in));
+    return 0;
+}
+
 /* A matrix that is not quantized: its values as grid g (a float type) stores them. */
 static int keep_float(struct block *b, enum role role, const struct grid *g, struct quant_tensor *t, struct err *e)
 {
     size_t n = (size_t)(t->n_out * t->n_in);
     const float *w = b->ff.lin[role].w.data;
+    if (g->type == DT_F16 && check_range(t->name, w, t->n_out, t->n_in, e))
+        return -1;
     float *own = arena_alloc(&b->run->m->arena, n, sizeof *own);
     if (!own)
         return err_nomem(e, t->name, n * sizeof *own);
@@ -99,6 +114,8 @@ static int solve_one(struct block *b, enum role role, const float *target, const
     quant_grid(o, b->index, role, n_in, &g);
     if (g.kind == KIND_FLOAT)
         return keep_float(b, role, &g, t, e);
+    if (check_range(t->name, target, n_out, n_in, e))
+        return -1;
     struct solve_in in = { .name = t->name, .w = target, .n_out = n_out, .n_in = n_in, .h = h, .f = f, .asym = asym,
                            .grid = &g };
     bool dsq = o->dsq && role == ROLE_DOWN && f && b->up_quantized;
@@ -121,6 +138,8 @@ static int solve_one(struct block *b, enum role role, const float *target, const
         return -1;
     t->err = norm > 0 ? t->err / norm : 0;
     t->err_target = norm > 0 ? aimed / norm : 0;
+    if (!isfinite(t->err) || !isfinite(t->err_target))
+        return err_set(e, ERR_NUMERIC, "its error is not finite");
     t->bpw = grid_row_bits(&g, n_in) / (double)n_in;
     t->damp = f ? f->damp : 0;
     grid_label(&g, t->type, sizeof t->type);
@@ -129,13 +148,18 @@ static int solve_one(struct block *b, enum role role, const float *target, const
     return s_c ? absorb(b, s_c, e) : 0;
 }
 
-/* Dead inputs see nothing: their weights are free, and 0 keeps them out of the scales. */
-static void clear_dead(const struct stats *st, float *w, int64_t n_out)
+/* Dead inputs see nothing: their weights are free, and 0 keeps them out of the scales. How many there are. */
+static int64_t clear_dead(const struct stats *st, float *w, int64_t n_out)
 {
-    for (int64_t j = 0; j < st->d; j++)
-        if (st->h[j * st->d + j] <= 0)
-            for (int64_t i = 0; i < n_out; i++)
-                w[i * st->d + j] = 0;
+    int64_t dead = 0;
+    for (int64_t j = 0; j < st->d; j++) {
+        if (st->h[j * st->d + j] > 0)
+            continue;
+        dead++;
+        for (int64_t i = 0; i < n_out; i++)
+            w[i * st->d + j] = 0;
+    }
+    return dead;
 }
 
 static bool propagates(const struct run *r)
@@ -159,8 +183,7 @@ static int solve_role(struct block *b, enum role role, const struct stats *st, c
         rc = propagate_target(st, chol, r->o->alpha, residual ? r->o->beta : 0, w, t->n_out, target, e);
     else
         memcpy(target, w, n * sizeof *target);
-    if (!rc && st)
-        clear_dead(st, target, t->n_out);
+    t->dead = !rc && st ? clear_dead(st, target, t->n_out) : 0;
     if (!rc)
         rc = solve_one(b, role, target, st, f, asym, chol != NULL, t, e);
     mem_free(target);
@@ -171,8 +194,12 @@ static int solve_role(struct block *b, enum role role, const struct stats *st, c
 static int fall_back(struct block *b, enum role role, const struct stats *st, struct quant_tensor *t, struct err *e)
 {
     struct run *r = b->run;
+    if (role == ROLE_DOWN)
+        b->out->dsq_gain = 0;
     if (r->o->on_failure == FAILURE_STOP)
         return -1;
+    t->damp = 0;
+    snprintf(t->fallback, sizeof t->fallback, "%s", r->o->on_failure == FAILURE_RTN ? "rtn" : "keep");
     if (r->o->on_failure == FAILURE_RTN) {
         log_warn(r->log, "%s: rounded to nearest instead: %s", t->name, e->msg);
         return solve_role(b, role, st, NULL, NULL, NULL, t, e) ? -1 : 0;
@@ -183,48 +210,71 @@ static int fall_back(struct block *b, enum role role, const struct stats *st, st
     return keep_float(b, role, &g, t, e);
 }
 
-int block_solve(struct block *b, enum role first, int n, const struct stats *st, struct err *e)
+/* What the matrices share: the factor of H, and what propagated error and GPTAQ need. */
+struct shared {
+    struct factor f;
+    double *chol;
+    float *asym;
+};
+
+/* 0 done, 1 failed numerically (*why says how), -1 anything else. */
+static int prepare(struct block *b, const char *name, const struct stats *st, struct shared *s, struct err *why)
 {
     struct run *r = b->run;
     const struct quant_options *o = r->o;
-    struct factor f = { 0 };
-    double *chol = NULL, t0 = log_now();
-    float *asym = NULL;
+    double t0 = log_now();
+    int rc = factor_init(&s->f, st->h, st->d, o->damp, o->order, name, r->log, why) ||
+             (propagates(r) && hessian_cholesky(st->h, st->d, o->prop_damp, &s->chol, why)) ||
+             (o->method == METHOD_gptaq && o->alpha > 0 && gptaq_term(st, &s->f, o->alpha, &s->asym, why));
+    r->res->seconds_factor += log_now() - t0;
+    return !rc ? 0 : why->code == ERR_NUMERIC ? 1 : -1;
+}
+
+/* One of them; failed: their statistics or factor already did, and *why says how. */
+static int solve_or_fall_back(struct block *b, enum role role, const struct stats *st, const struct shared *s, bool failed, struct err *why)
+{
+    struct run *r = b->run;
+    struct quant_tensor *t = record(b, role);
+    const struct factor *f = st && r->o->method != METHOD_rtn ? &s->f : NULL;
+    double t0 = log_now();
+    int rc = failed ? 1 : solve_role(b, role, st, f, s->chol, s->asym, t, why);
+    if (rc > 0)
+        rc = fall_back(b, role, st, t, why);
+    if (rc && why->code == ERR_NUMERIC)
+        err_prefix(why, "%s (--on-failure %s)", t->name, r->o->on_failure == FAILURE_STOP ? "stop; rtn or keep go on" : t->fallback);
+    t->seconds = log_now() - t0;
+    if (!rc && r->on_tensor)
+        r->on_tensor(r->ud, t);
+    return rc;
+}
+
+int block_solve(struct block *b, enum role first, int n, struct stats *st, struct err *e)
+{
+    struct run *r = b->run;
+    struct shared s = { 0 };
     struct err why = { 0 };
+    double t0 = log_now();
     int failed = 0, rc = 0;
-    if (st && o->method != METHOD_rtn) {
-        const char *name = b->fq->lin[first].w.name;
-        failed = factor_init(&f, st->h, st->d, o->damp, o->order, name, r->log, &why);
-        if (!failed && propagates(r))
-            failed = hessian_cholesky(st->h, st->d, o->prop_damp, &chol, &why);
-        if (!failed && o->method == METHOD_gptaq)
-            failed = gptaq_term(st, &f, o->alpha, &asym, &why);
-        if (failed && why.code != ERR_NUMERIC)
-            rc = err_set(e, why.code, "%s", why.msg);
-        r->res->seconds_factor += log_now() - t0;
+    if (st) {
+        failed = stats_finish(st, b->fq->lin[first].w.name, &why);
+        rc = failed && why.code != ERR_NUMERIC ? -1 : 0;
+        st = failed ? NULL : st; /* of no use, not even to judge by */
+    }
+    if (st && r->o->method != METHOD_rtn) {
+        failed = prepare(b, b->fq->lin[first].w.name, st, &s, &why);
+        rc = failed < 0 ? -1 : 0;
     }
     for (int i = 0; !rc && i < n; i++) {
-        enum role role = (enum role)(first + i);
-        struct quant_tensor *t = record(b, role);
-        double t1 = log_now();
-        int bad = failed;
-        if (!bad) {
-            bad = solve_role(b, role, st, o->method == METHOD_rtn ? NULL : &f, chol, asym, t, &why);
-            if (bad < 0)
-                rc = err_set(e, why.code, "%s: %s", t->name, why.msg);
-        }
-        if (!rc && bad) {
-            rc = fall_back(b, role, st, t, &why);
-            if (rc)
-                err_set(e, why.code, "%s: %s", t->name, why.msg);
-        }
-        t->seconds = log_now() - t1;
-        if (!rc && r->on_tensor)
-            r->on_tensor(r->ud, t);
+        struct err mine = why;
+        rc = solve_or_fall_back(b, (enum role)(first + i), st, &s, failed != 0, &mine);
+        if (rc)
+            why = mine;
     }
-    factor_release(&f);
-    mem_free(chol);
-    mem_free(asym);
+    if (rc)
+        err_set(e, why.code, "%s", why.msg);
+    factor_release(&s.f);
+    mem_free(s.chol);
+    mem_free(s.asym);
     r->res->seconds_solve += log_now() - t0;
     return rc;
 }

@@ -38,8 +38,9 @@ struct block {
     bool up_quantized;   /* up_proj has fp16 factors that can absorb DSQ's scales */
 };
 
-/* Quantizes lin[first .. first+n) of the block, which see the same input described by st. */
-int block_solve(struct block *b, enum role first, int n, const struct stats *st, struct err *e);
+/* Quantizes lin[first .. first+n) of the block, which see the same input described by st (finished here; NULL: nothing is known of it).
+ * What fails numerically falls back by the user's rule, or stops the run. */
+int block_solve(struct block *b, enum role first, int n, struct stats *st, struct err *e);
 /* DAC: mu (n_embd) from the sums of st, its share fitted on the held-out sequences; shifts st. Returns 1 when mu is
  * to be used, 0 when refused. */
 int block_dac(struct block *b, const double *mean_diff, float *mu, struct err *e);

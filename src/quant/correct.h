@@ -22,7 +22,7 @@ int gptaq_term(const struct stats *s, const struct factor *f, double alpha, floa
 int dsq_solve(struct solve_in *in, const struct quant_options *o, struct tensor *t, float *s_c, double *gain, double *error,
               struct err *e);
 /* Row j of up, quantized on grid g, times s_c[j]: only its fp16 factors change, rounded again (the integers of a two-level
- * grid stay, so it stays on its grid); fails naming the row when that leaves fp16's range. bias (n_out) or NULL follows. */
+ * grid stay, so it stays on its grid); fails naming the row, all rows as they were, when that leaves fp16's range. bias (n_out) or NULL follows. */
 int dsq_absorb(struct tensor *up, const struct grid *g, float *bias, const float *s_c, struct err *e);
 
 #endif

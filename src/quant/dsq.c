@@ -288,23 +288,47 @@ static bool scale_integers(const struct grid *g, const struct qmat *q, int64_t r
         if (!(to <= 65504.0f))
             return false;
         to = g->super ? grid_unit_round(to, g->d_bits) : half_round(to);
-        for (int64_t k = 0; k < per; k++)
-            s[k] = half_from_f32(d > 0 ? half_to_f32(s[k]) / d * to : to);
+        for (int64_t k = 0; k < per; k++) {
+            float v = d > 0 ? half_to_f32(s[k]) / d * to : to;
+            if (!(v <= 65504.0f))
+                return false;
+            s[k] = half_from_f32(v);
+        }
     }
     return true;
 }
 
+/* Would row be scaled within fp16? scratch: a row's bytes, or its scales. */
+static bool fits(const struct tensor *up, const struct grid *g, int64_t row, float factor, uint8_t *scratch)
+{
+    if (up->type != DT_QMAT) {
+        size_t n = up->size / (size_t)up->dim[0];
+        memcpy(scratch, (const uint8_t *)up->data + (size_t)row * n, n);
+        return block_scale_row(up->type, scratch, up->dim[1], factor);
+    }
+    struct qmat one = *up->q;
+    one.scale = (uint16_t *)(void *)scratch;
+    memcpy(one.scale, up->q->scale + row * one.n_groups, (size_t)one.n_groups * sizeof *one.scale);
+    return scale_integers(g, &one, 0, factor);
+}
+
 int dsq_absorb(struct tensor *up, const struct grid *g, float *bias, const float *s_c, struct err *e)
 {
-    size_t row_bytes = up->size / (size_t)up->dim[0];
-    for (int64_t j = 0; j < up->dim[0]; j++) {
-        bool ok = up->type == DT_QMAT ? scale_integers(g, up->q, j, s_c[j])
-                                      : block_scale_row(up->type, (uint8_t *)(uintptr_t)up->data + (size_t)j * row_bytes,
-                                                        up->dim[1], s_c[j]);
-        if (!ok)
-            return out_of_range(up, j, e);
+    size_t row_bytes = up->type == DT_QMAT ? 0 : up->size / (size_t)up->dim[0];
+    size_t room = row_bytes ? row_bytes : (size_t)up->q->n_groups * sizeof *up->q->scale;
+    uint8_t *scratch = mem_alloc(room, 1);
+    int rc = scratch ? 0 : err_nomem(e, up->name, room);
+    for (int64_t j = 0; !rc && j < up->dim[0]; j++) /* all rows or none */
+        if (!fits(up, g, j, s_c[j], scratch))
+            rc = out_of_range(up, j, e);
+    mem_free(scratch);
+    for (int64_t j = 0; !rc && j < up->dim[0]; j++) {
+        if (up->type == DT_QMAT)
+            scale_integers(g, up->q, j, s_c[j]);
+        else
+            block_scale_row(up->type, (uint8_t *)(uintptr_t)up->data + (size_t)j * row_bytes, up->dim[1], s_c[j]);
         if (bias)
             bias[j] *= s_c[j];
     }
-    return 0;
+    return rc;
 }

@@ -23,6 +23,10 @@ static int round_vector(struct model *m, const float **v, int64_t n, struct err 
         return err_nomem(e, "rounded vector", (size_t)n * sizeof *p);
     for (int64_t i = 0; i < n; i++)
         p[i] = half_round((*v)[i]);
+    int64_t bad = op_find_bad(p, n);
+    if (bad >= 0)
+        return err_set(e, ERR_NUMERIC, "a norm or bias has %g, which is beyond the range of fp16, in which this format stores it; write gguf",
+                       (double)(*v)[bad]);
     *v = p;
     return 0;
 }
@@ -38,12 +42,19 @@ static int round_matrix(struct model *m, struct tensor *t, struct err *e)
         mem_free(row);
         return err_nomem(e, t->name, (size_t)(rows * cols) * sizeof *p);
     }
-    for (int64_t i = 0; i < rows; i++) {
+    int rc = 0;
+    for (int64_t i = 0; !rc && i < rows; i++) {
         tensor_rows_f32(t, i, 1, row);
-        for (int64_t j = 0; j < cols; j++)
+        for (int64_t j = 0; !rc && j < cols; j++) {
             p[i * cols + j] = half_from_f32(row[j]);
+            if ((p[i * cols + j] & 0x7c00) == 0x7c00)
+                rc = err_set(e, ERR_NUMERIC, "tensor %s: %g at row %lld, column %lld is beyond the range of fp16, in which it is to be stored",
+                             t->name, (double)row[j], (long long)i, (long long)j);
+        }
     }
     mem_free(row);
+    if (rc)
+        return -1;
     t->type = DT_F16;
     t->data = p;
     t->size = (size_t)(rows * cols) * sizeof *p;
@@ -132,6 +143,58 @@ static int round_kept(struct model *m, const struct quant_options *o, struct err
     return 0;
 }
 
+/* ---- before the work: is every weight a number? ---------------------------- */
+
+static int bad_value(const char *name, int64_t at, int64_t cols, struct err *e)
+{
+    return err_set(e, ERR_NUMERIC, "tensor %s: NaN or Inf at row %lld, column %lld", name, (long long)(at / cols), (long long)(at % cols));
+}
+
+static int check_matrix(const struct model *m, const struct tensor *t, struct err *e)
+{
+    int64_t rows = tensor_rows(t), cols = tensor_cols(t), bad = -1;
+    float *w = mem_alloc((size_t)(EMBD_ROWS * cols), sizeof *w);
+    if (!w)
+        return err_nomem(e, t->name, (size_t)(EMBD_ROWS * cols) * sizeof *w);
+    for (int64_t i = 0; bad < 0 && i < rows; i += EMBD_ROWS) {
+        int64_t n = rows - i < EMBD_ROWS ? rows - i : EMBD_ROWS;
+        tensor_rows_f32(t, i, n, w);
+        bad = op_find_bad(w, n * cols);
+        bad += bad < 0 ? 0 : i * cols;
+    }
+    mem_free(w);
+    if (m->ck)
+        checkpoint_forget(m->ck, t->data, t->size);
+    return bad < 0 ? 0 : bad_value(t->name, bad, cols, e);
+}
+
+static int check_vector(const char *what, int64_t layer, const float *v, int64_t n, struct err *e)
+{
+    int64_t bad = v ? op_find_bad(v, n) : -1;
+    return bad < 0 ? 0 : err_set(e, ERR_NUMERIC, "block %lld: NaN or Inf in value %lld of %s", (long long)layer, (long long)bad, what);
+}
+
+/* Hours later it would stop at the same place. */
+static int check_weights(const struct model *m, struct err *e)
+{
+    const struct hparams *hp = &m->hp;
+    if (check_matrix(m, &m->tok_embd, e) || (!hp->tied && check_matrix(m, &m->lm_head, e)) ||
+        check_vector("the last norm", hp->n_layer, m->out_norm, hp->n_embd, e))
+        return -1;
+    for (int64_t i = 0; i < hp->n_layer; i++) {
+        const struct layer *l = &m->layers[i];
+        if (check_vector("the norm before attention", i, l->attn_norm, hp->n_embd, e) ||
+            check_vector("the norm after attention", i, l->ffn_norm, hp->n_embd, e) ||
+            check_vector("q_norm", i, l->q_norm, hp->head_dim, e) || check_vector("k_norm", i, l->k_norm, hp->head_dim, e))
+            return -1;
+        for (int k = 0; k < ROLE_COUNT; k++)
+            if (l->lin[k].w.type != DT_QMAT &&
+                (check_matrix(m, &l->lin[k].w, e) || check_vector(role_hf_name[k], i, l->lin[k].b, tensor_rows(&l->lin[k].w), e)))
+                return -1;
+    }
+    return 0;
+}
+
 /* ---- one block ------------------------------------------------------------- */
 
 /* A copy rounded as the output stores it, in the model's arena; NULL: out of memory. */
@@ -166,8 +229,7 @@ static int block_open(struct block *b, struct run *r, int64_t index, struct err 
         }
         int64_t bad = op_find_bad(w->data, rows * cols);
         if (bad >= 0)
-            return err_set(e, ERR_NUMERIC, "tensor %s: NaN or Inf at row %lld, column %lld", w->name,
-                           (long long)(bad / cols), (long long)(bad % cols));
+            return bad_value(w->name, bad, cols, e);
     }
     if (r->o->rotate) {
         if (rotator_layer(&r->rot, r->m, index, &b->ff, &b->arena, e))
@@ -222,7 +284,7 @@ static int stage_qkv(struct block *b, struct err *e)
              (b->boa && boa_add(b->boa, r->m, &b->ff, &r->fq, r->fq.x, s.n, e)) || tick(b, "q,k,v", 0, i, e);
     }
     r->res->seconds_stats += log_now() - t0;
-    rc = rc || stats_finish(&st, b->fq->lin[ROLE_Q].w.name, e) || block_solve(b, ROLE_Q, 3, &st, e);
+    rc = rc || block_solve(b, ROLE_Q, 3, &st, e);
     stats_release(&st);
     if (b->boa)
         boa_release(b->boa);
@@ -258,7 +320,7 @@ static int stage_o(struct block *b, struct err *e)
         r->res->seconds_stats += t2 - t1;
         r->res->seconds_forward += log_now() - t2 + t1 - t0;
     }
-    rc = rc || stats_finish(&st, b->fq->lin[ROLE_O].w.name, e) || block_solve(b, ROLE_O, 1, &st, e);
+    rc = rc || block_solve(b, ROLE_O, 1, &st, e);
     stats_release(&st);
     double t0 = log_now();
     for (int64_t i = 0; !rc && i < r->calib->n; i++) {
@@ -330,7 +392,7 @@ static int stage_gate_up(struct block *b, struct err *e)
     } else if (!rc) {
         record_shift(b, &st, first, first_weight, NULL);
     }
-    rc = rc || stats_finish(&st, b->fq->lin[ROLE_GATE].w.name, e) || block_solve(b, ROLE_GATE, 2, &st, e);
+    rc = rc || block_solve(b, ROLE_GATE, 2, &st, e);
     if (!rc && use_mu > 0)
         rc = block_dac_bias(b, mu, e);
     stats_release(&st);
@@ -377,7 +439,7 @@ static int stage_down(struct block *b, struct err *e)
         r->res->seconds_stats += t2 - t1;
         r->res->seconds_forward += log_now() - t2 + t1 - t0;
     }
-    rc = rc || stats_finish(&st, b->fq->lin[ROLE_DOWN].w.name, e) || block_solve(b, ROLE_DOWN, 1, &st, e);
+    rc = rc || block_solve(b, ROLE_DOWN, 1, &st, e);
     stats_release(&st);
     double t0 = log_now(), num = 0, den = 0;
     for (int64_t i = 0; !rc && i < r->calib->n; i++) {
@@ -385,6 +447,9 @@ static int stage_down(struct block *b, struct err *e)
         rc = fwd_ffn_out(b->fq, r->mid + s.t0 * d, s.n, s.hq, e);
         if (!rc && op_find_bad(s.hq, s.n * hp->n_embd) >= 0)
             rc = err_set(e, ERR_NUMERIC, "block %lld: NaN or Inf in its output on calibration sequence %lld",
+                         (long long)b->index, (long long)i);
+        if (!rc && s.hf && op_find_bad(s.hf, s.n * hp->n_embd) >= 0)
+            rc = err_set(e, ERR_NUMERIC, "block %lld: the model gives NaN or Inf, before any quantization, on calibration sequence %lld",
                          (long long)b->index, (long long)i);
         if (!rc && s.hf)
             block_error(&s, hp->n_embd, r->fq.x, r->fq.x + s.n, &num, &den);
@@ -445,6 +510,9 @@ static int run_states(struct run *r, struct err *e)
         if (c->start[i + 1] - c->start[i] > r->longest)
             r->longest = c->start[i + 1] - c->start[i];
     r->wide = hp->n_head * hp->head_dim > hp->n_ff ? hp->n_head * hp->head_dim : hp->n_ff;
+    if (r->n_tok < r->wide)
+        log_warn(r->log, "calibration: %lld tokens for statistics of up to %lld inputs: the rest is damping, expect no better than rounding",
+                 (long long)r->n_tok, (long long)r->wide);
     size_t n = (size_t)(r->n_tok * hp->n_embd);
     r->hq = arena_alloc(&r->arena, n, sizeof *r->hq);
     r->hf = r->use_float ? arena_alloc(&r->arena, n, sizeof *r->hf) : NULL;
@@ -494,7 +562,7 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
     }
     res->tensors = arena_zalloc(&res->arena, (size_t)(hp->n_layer * ROLE_COUNT), sizeof *res->tensors);
     res->blocks = arena_zalloc(&res->arena, (size_t)hp->n_layer, sizeof *res->blocks);
-    int rc = res->tensors && res->blocks ? 0 : err_nomem(e, "results", 0);
+    int rc = res->tensors && res->blocks ? check_weights(m, e) : err_nomem(e, "results", 0);
     if (!rc && o->kept == DT_F16)
         rc = round_kept(m, o, e);
     else if (!rc && (o->kept_packed || o->n_keep))
@@ -504,7 +572,7 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
     if (!rc && work)
         rc = work_restore(work, &r, e);
     for (int64_t i = work ? work->done : 0; !rc && i < hp->n_layer; i++)
-        rc = block_run(&r, i, e) || (work && work_block_save(work, &r, i, e)) ? -1 : 0;
+        rc = block_run(&r, i, e) || (m->ck && checkpoint_check(m->ck, e)) || (work && work_block_save(work, &r, i, e)) ? -1 : 0;
     if (!rc && r.calib && o->tune > 0)
         rc = tune_scales(&r, e);
     double bits = 0, n = 0;

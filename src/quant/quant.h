@@ -104,6 +104,8 @@ struct quant_tensor {
     double err;        /* tr(E H E^T) / tr(W H W^T) against the original W; H = I for rtn */
     double err_target; /* the same of W' - V, W' what the solver aimed at */
     double damp;       /* that it took */
+    int64_t dead;      /* inputs that are 0 on all calibration tokens: their weights became 0 */
+    char fallback[8];  /* "": as asked; else what on_failure made of it, "rtn" or "keep" */
     double seconds;
 };
 

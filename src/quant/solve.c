@@ -65,6 +65,11 @@ static void damped_reversed(const float *h, int64_t d, double add, const int32_t
     }
 }
 
+static double more_damping(double damp)
+{
+    return damp > 0 ? damp * 10 : 1e-4;
+}
+
 int factor_init(struct factor *f, const float *h, int64_t d, double damp, enum quant_order order,
                 const char *name, const struct log *log, struct err *e)
 {
@@ -79,17 +84,17 @@ int factor_init(struct factor *f, const float *h, int64_t d, double damp, enum q
         return err_nomem(e, name, (size_t)(d * d) * 12);
     }
     struct err why;
-    for (f->damp = damp;; f->damp *= 10) {
+    for (f->damp = damp;; f->damp = more_damping(f->damp)) {
         damped_reversed(h, d, f->damp * mean, f->perm, a);
         if (la_cholesky(d, a, &why) == 0)
             break;
-        if (f->damp * 10 > 1) {
+        if (more_damping(f->damp) > 1) {
             mem_free(a);
             factor_release(f);
             return err_set(e, ERR_NUMERIC, "%s: its Hessian is not positive definite even with damping 1: %s",
                            name, why.msg);
         }
-        log_warn(log, "%s: Cholesky failed with damping %g, trying %g", name, f->damp, f->damp * 10);
+        log_warn(log, "%s: Cholesky failed with damping %g, trying %g", name, f->damp, more_damping(f->damp));
     }
     /* With J the reversal, J A J = L L^T gives A^-1 = U^T U for U = J L^-1 J, upper triangular. */
     la_invert_lower(d, a);
@@ -109,21 +114,24 @@ void factor_release(struct factor *f)
 
 int hessian_cholesky(const float *h, int64_t d, double damp, double **l, struct err *e)
 {
-    double add = damp * mean_diag(h, d);
-    double *a = mem_alloc((size_t)(d * d), sizeof *a);
+    double *a = mem_alloc((size_t)(d * d), sizeof *a), mean = mean_diag(h, d);
     if (!a)
         return err_nomem(e, "Hessian", (size_t)(d * d) * sizeof *a);
-    for (int64_t i = 0; i < d; i++) {
-        for (int64_t j = 0; j < i; j++)
-            a[i * d + j] = h[i * d + j];
-        a[i * d + i] = (h[i * d + i] > 0 ? h[i * d + i] : 1.0) + add;
+    for (;; damp = more_damping(damp)) {
+        for (int64_t i = 0; i < d; i++) {
+            for (int64_t j = 0; j < i; j++)
+                a[i * d + j] = h[i * d + j];
+            a[i * d + i] = (h[i * d + i] > 0 ? h[i * d + i] : 1.0) + damp * mean;
+        }
+        if (!la_cholesky(d, a, e)) {
+            *l = a;
+            return 0;
+        }
+        if (more_damping(damp) > 1)
+            break;
     }
-    if (la_cholesky(d, a, e)) {
-        mem_free(a);
-        return -1;
-    }
-    *l = a;
-    return 0;
+    mem_free(a);
+    return -1;
 }
 
 /* ---- the solver ----------------------------------------------------------- */

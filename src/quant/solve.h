@@ -43,7 +43,7 @@ int solve_and_judge(const struct solve_in *in, const struct quant_options *o, st
 int solve_error(const float *w, const struct tensor *v, const float *col_scale, const float *h,
                 int64_t n_out, int64_t n_in, double *err, struct err *e);
 
-/* Lower Cholesky factor of H + damp * mean diag, in double (mem_free); dead inputs as above. */
+/* Lower Cholesky factor of H + damp * mean diag, in double (mem_free); dead inputs and damping as above. */
 int hessian_cholesky(const float *h, int64_t d, double damp, double **l, struct err *e);
 
 #endif

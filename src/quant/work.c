@@ -18,7 +18,7 @@
 #include "base/file.h"
 #include "quant/block.h"
 
-#define WORK_VERSION 1
+#define WORK_VERSION 2
 #define DIGEST SHA256_DIGEST_SIZE
 #define PATH_CAP 4200
 #define RECIPE_MAX ((size_t)1 << 20)
@@ -91,6 +91,7 @@ static void model_digest(const struct model *m, char out[2 * DIGEST + 1])
     hex(&ctx, out);
 }
 
+/* Not on_failure: a run that was stopped by a bad matrix goes on under another rule. take_block asks whether what is there fits it. */
 static json_t *options_json(const struct quant_options *o)
 {
     json_t *keep = json_array(), *j;
@@ -102,10 +103,9 @@ static json_t *options_json(const struct quant_options *o)
                                         "order", (int)o->order, "search", (int)o->search, "sweeps", o->sweeps, "damp", o->damp,
                                         "sinks", (int)o->sinks));
     json_object_set_new(j, "rotate", json_boolean(o->rotate));
-    json_object_update_new(j, json_pack("{sisbsisisfsissso}", "dsq_init", (int)o->dsq_init, "dsq_weighted", o->dsq_weighted,
-                                        "dsq_rounds", o->dsq_rounds, "tune", o->tune, "tune_lr", o->tune_lr, "on_failure",
-                                        (int)o->on_failure, "kept", o->kept_packed ? "packed" : dtype_table[o->kept].name, "keep",
-                                        keep));
+    json_object_update_new(j, json_pack("{sisbsisisfssso}", "dsq_init", (int)o->dsq_init, "dsq_weighted", o->dsq_weighted,
+                                        "dsq_rounds", o->dsq_rounds, "tune", o->tune, "tune_lr", o->tune_lr, "kept",
+                                        o->kept_packed ? "packed" : dtype_table[o->kept].name, "keep", keep));
     return j;
 }
 
@@ -132,25 +132,32 @@ json_t *work_recipe(const struct model *m, const struct quant_options *o, const 
     return j;
 }
 
+static void difference(const char *name, const json_t *there, const json_t *now, char *out, size_t cap)
+{
+    char *a = there ? json_dumps(there, JSON_COMPACT | JSON_ENCODE_ANY) : NULL, *b = now ? json_dumps(now, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
+    size_t at = strlen(out);
+    snprintf(out + at, cap - at, "%s%s: %.40s there, %.40s now", at ? "; " : "", name, a ? a : "nothing", b ? b : "nothing");
+    free(a);
+    free(b);
+}
+
 static void differences(const char *prefix, const json_t *old, const json_t *now, char *out, size_t cap)
 {
     const char *key;
     json_t *v;
+    char name[96];
     json_object_foreach((json_t *)(uintptr_t)now, key, v) {
         const json_t *o = json_object_get(old, key);
-        char name[96];
         snprintf(name, sizeof name, "%s%s%s", prefix, *prefix ? "." : "", key);
-        if (json_equal(o, v))
-            continue;
-        if (json_is_object(o) && json_is_object(v)) {
+        if (json_is_object(o) && json_is_object(v))
             differences(name, o, v, out, cap);
-            continue;
-        }
-        char *a = o ? json_dumps(o, JSON_COMPACT | JSON_ENCODE_ANY) : NULL, *b = json_dumps(v, JSON_COMPACT | JSON_ENCODE_ANY);
-        size_t at = strlen(out);
-        snprintf(out + at, cap - at, "%s%s: %.40s there, %.40s now", at ? "; " : "", name, a ? a : "nothing", b ? b : "nothing");
-        free(a);
-        free(b);
+        else if (!json_equal(o, v))
+            difference(name, o, v, out, cap);
+    }
+    json_object_foreach((json_t *)(uintptr_t)old, key, v) {
+        snprintf(name, sizeof name, "%s%s%s", prefix, *prefix ? "." : "", key);
+        if (!json_object_get(now, key))
+            difference(name, v, NULL, out, cap);
     }
 }
 
@@ -181,7 +188,7 @@ static int compare_recipe(const struct work *w, const char *path, const json_t *
     json_decref(now);
     return same ? 1
                 : err_set(e, ERR_USAGE, "%s holds the work of another run (%s): repeat its command to go on with it, --fresh to "
-                          "throw it away, or name another folder with --work", w->dir, *diff ? diff : "an unknown setting there");
+                          "throw it away, or name another folder with --work", w->dir, diff);
 }
 
 static int save_recipe(const char *path, const json_t *recipe, struct err *e)
@@ -561,6 +568,10 @@ static int take_block(struct cursor *c, struct run *r, int64_t index, struct err
         t->name = arena_printf(&res->arena, "model.layers.%lld.%s.weight", (long long)index, role_hf_name[i]);
         if (!t->name)
             return err_nomem(e, "results", 0);
+        t->fallback[sizeof t->fallback - 1] = '\0';
+        static const char *const rules[] = { "", "rtn", "keep" };
+        if (t->fallback[0] && strcmp(t->fallback, rules[r->o->on_failure]))
+            return err_set(e, ERR_USAGE, "%s: %s fell back by --on-failure %s there: give the same rule, or --fresh", c->what, t->name, t->fallback);
     }
     res->n_tensors += ROLE_COUNT;
     return take(c, &res->blocks[index], sizeof res->blocks[index], e);
