@@ -7,7 +7,13 @@
 #include <string.h>
 
 #define ALIGN 64
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#define CHUNK 0u /* each allocation its own, so that its end is seen */
+#else
+#define ASAN_POISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #define CHUNK (256u * 1024u)
+#endif
 
 static atomic_long fail_countdown;
 
@@ -39,14 +45,17 @@ void *mem_alloc(size_t n, size_t size)
     size_t bytes = padded(n, size);
     if (!bytes || must_fail())
         return NULL;
-    return aligned_alloc(ALIGN, bytes);
+    char *p = aligned_alloc(ALIGN, bytes);
+    if (p)
+        ASAN_POISON_MEMORY_REGION(p + n * size, bytes - n * size);
+    return p;
 }
 
 void *mem_zalloc(size_t n, size_t size)
 {
     void *p = mem_alloc(n, size);
     if (p)
-        memset(p, 0, padded(n, size));
+        memset(p, 0, n * size);
     return p;
 }
 
@@ -137,6 +146,7 @@ void *arena_alloc(struct arena *a, size_t n, size_t size)
     void *p = c->data + c->used;
     c->used += bytes;
     a->used += bytes;
+    ASAN_POISON_MEMORY_REGION((char *)p + n * size, bytes - n * size);
     return p;
 }
 
