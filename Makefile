@@ -1,4 +1,4 @@
-# d2quant. Targets: all man install uninstall test asan ubsan tsan check-layers check-headers fuzz cover clean
+# d2quant. Targets: all man install uninstall test asan ubsan tsan check-layers check-headers fuzz cover check-deep clean
 #   make                     build/d2q, build/libd2q.a, build/libd2q.so
 #   make BUILD=dir           objects elsewhere
 #   make WERROR=1            warnings are errors;  make V=1  shows the commands
@@ -58,7 +58,7 @@ HELPERS := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
 HELPER_OBJ := $(HELPERS:%.c=$(BUILD)/%.o)
 
 .SECONDARY:
-.PHONY: all man lib tests test asan ubsan tsan fuzz cover check-layers check-headers install uninstall clean
+.PHONY: all man lib tests test asan ubsan tsan fuzz cover check-deep check-layers check-headers install uninstall clean
 all: $(if $(CLI_SRC),$(BUILD)/d2q) lib
 
 # Only d2q_ symbols leave either library.
@@ -118,6 +118,17 @@ ubsan:
 	$(MAKE) BUILD=build-ubsan SANITIZE=undefined OPT="-O1 -g" test
 tsan:
 	$(MAKE) BUILD=build-tsan SANITIZE=thread OPT="-O1 -g" test
+# Lines of src/ that the tests reach. What is not built here counts for nothing: kernels of another machine's instruction set
+# (NEON), which tools/packed_neon.sh runs under an emulator.
+cover:
+	@command -v gcovr >/dev/null || { echo "gcovr is missing: pip install gcovr"; exit 1; }
+	$(MAKE) BUILD=build-cover OPT="-O1 -g" CFLAGS=--coverage LDFLAGS=--coverage all tests
+	find build-cover -name '*.gcda' -delete
+	tests/run build-cover
+	gcovr -r . --object-directory build-cover --filter src/ --gcov-ignore-parse-errors --txt build-cover/coverage.txt
+	@tail -n 2 build-cover/coverage.txt; echo "by file: build-cover/coverage.txt"
+check-deep:
+	tools/check_deep.sh
 check-layers:
 	tests/check_layers.sh
 # Each header compiles by itself (those without an include guard are bodies for several files, not headers).
