@@ -104,7 +104,7 @@ $(BUILD)/tests/test_corpus: $(BUILD)/tests/test_corpus.o $(FUZZ_OBJ) $(BUILD)/li
 $(BUILD)/tests/test_corpus.o $(FUZZ_OBJ): CFLAGS_ALL += -Ifuzz
 fuzz:
 	$(MAKE) BUILD=build-fuzz CC=$(FUZZ_CC) OPT="-O1 -g" WARN=-w ISA_FLAGS_avx512="$(ISA_FLAGS_avx512) -mavx512vnni -O1 -fno-sanitize=all" LDFLAGS="-fsanitize=address,undefined" \
-	  CFLAGS="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -D__SANITIZE_ADDRESS__=1" \
+	  CFLAGS="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DD2Q_EXACT_ENDS" \
 	  $(FUZZ_TARGETS:%=build-fuzz/fuzz_%)
 $(BUILD)/fuzz_%: fuzz/libfuzzer.c $(FUZZ_OBJ) $(BUILD)/libd2q_internal.a
 	$(call say,LD)$(CC) $(CFLAGS_ALL) -Ifuzz -DFUZZ_TARGET=fuzz_$* -fsanitize=fuzzer $(LDFLAGS) $(FUZZ_WRAP) -Wl,--wrap=pcre2_jit_compile_8 \
@@ -118,8 +118,8 @@ ubsan:
 	$(MAKE) BUILD=build-ubsan SANITIZE=undefined OPT="-O1 -g" test
 tsan:
 	$(MAKE) BUILD=build-tsan SANITIZE=thread OPT="-O1 -g" test
-# Lines of src/ that the tests reach. What is not built here counts for nothing: kernels of another machine's instruction set
-# (NEON), which tools/packed_neon.sh runs under an emulator.
+# Lines of src/ that the tests reach. What is not built here is not counted: kernels for another machine's instruction set (*_neon.c;
+# tools/packed_neon.sh runs the packed ones under an emulator).
 cover:
 	@command -v gcovr >/dev/null || { echo "gcovr is missing: pip install gcovr"; exit 1; }
 	$(MAKE) BUILD=build-cover OPT="-O1 -g" CFLAGS=--coverage LDFLAGS=--coverage all tests

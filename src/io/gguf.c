@@ -19,7 +19,7 @@
 /* A file of zeros costs nothing (holes), so what its header claims is bounded by more than its length. */
 #define MAX_KEYS (1u << 20)
 #define MAX_TENSORS (1u << 20)
-#define MAX_STRINGS (1u << 26) /* of all arrays of a file */
+#define MAX_STRINGS (1u << 26) /* of an array */
 
 size_t gguf_scalar_size(uint32_t type)
 {
