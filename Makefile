@@ -1,4 +1,4 @@
-# d2quant. Targets: all man install uninstall test asan ubsan tsan check-layers check-headers clean
+# d2quant. Targets: all man install uninstall test asan ubsan tsan check-layers check-headers fuzz cover check-deep clean
 #   make                     build/d2q, build/libd2q.a, build/libd2q.so
 #   make BUILD=dir           objects elsewhere
 #   make WERROR=1            warnings are errors;  make V=1  shows the commands
@@ -58,7 +58,7 @@ HELPERS := $(filter-out $(TEST_SRC),$(wildcard tests/*.c))
 HELPER_OBJ := $(HELPERS:%.c=$(BUILD)/%.o)
 
 .SECONDARY:
-.PHONY: all man lib tests test asan ubsan tsan check-layers check-headers install uninstall clean
+.PHONY: all man lib tests test asan ubsan tsan fuzz cover check-deep check-layers check-headers install uninstall clean
 all: $(if $(CLI_SRC),$(BUILD)/d2q) lib
 
 # Only d2q_ symbols leave either library.
@@ -93,6 +93,27 @@ tests: $(TEST_BIN) $(BUILD)/tests/faults.so
 $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(HELPER_OBJ) $(BUILD)/libd2q_internal.a
 	$(call say,LD)$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS_ALL) -lcmocka
 
+# ---- hostile files: fuzz/README.md ----
+# base/file's input functions are replaced by fuzz/vfs.c, and what would run a model by nothing.
+comma := ,
+FUZZ_WRAP := $(addprefix -Wl$(comma)--wrap=,file_map_open file_map_release file_map_forget file_read file_head file_exists \
+               file_is_dir file_inside opendir choice_score)
+FUZZ_SRC := fuzz/vfs.c fuzz/models.c fuzz/texts.c
+FUZZ_OBJ := $(FUZZ_SRC:%.c=$(BUILD)/%.o)
+FUZZ_TARGETS := $(shell sed -n 's/^TARGET.\([a-z]*\),.*/\1/p' fuzz/targets.def)
+FUZZ_CC ?= clang-14
+# Replays what fuzz/corpus holds, findings among it.
+$(BUILD)/tests/test_corpus: $(BUILD)/tests/test_corpus.o $(FUZZ_OBJ) $(BUILD)/libd2q_internal.a
+	$(call say,LD)$(CC) $(LDFLAGS) $(FUZZ_WRAP) -o $@ $^ $(LDLIBS_ALL) -lcmocka
+$(BUILD)/tests/test_corpus.o $(FUZZ_OBJ): CFLAGS_ALL += -Ifuzz
+fuzz:
+	$(MAKE) BUILD=build-fuzz CC=$(FUZZ_CC) OPT="-O1 -g" WARN=-w ISA_FLAGS_avx512="$(ISA_FLAGS_avx512) -mavx512vnni -O1 -fno-sanitize=all" LDFLAGS="-fsanitize=address,undefined" \
+	  CFLAGS="-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -DD2Q_EXACT_ENDS" \
+	  $(FUZZ_TARGETS:%=build-fuzz/fuzz_%)
+$(BUILD)/fuzz_%: fuzz/libfuzzer.c $(FUZZ_OBJ) $(BUILD)/libd2q_internal.a
+	$(call say,LD)$(CC) $(CFLAGS_ALL) -Ifuzz -DFUZZ_TARGET=fuzz_$* -fsanitize=fuzzer $(LDFLAGS) $(FUZZ_WRAP) -Wl,--wrap=pcre2_jit_compile_8 \
+	  -MF $@.d -o $@ fuzz/libfuzzer.c $(FUZZ_OBJ) $(BUILD)/libd2q_internal.a $(LDLIBS_ALL)
+
 test: all tests
 	tests/run $(BUILD)
 asan:
@@ -101,6 +122,17 @@ ubsan:
 	$(MAKE) BUILD=build-ubsan SANITIZE=undefined OPT="-O1 -g" test
 tsan:
 	$(MAKE) BUILD=build-tsan SANITIZE=thread OPT="-O1 -g" test
+# Lines of src/ that the tests reach. What is not built here is not counted: kernels for another machine's instruction set (*_neon.c;
+# tools/packed_neon.sh runs the packed ones under an emulator).
+cover:
+	@command -v gcovr >/dev/null || { echo "gcovr is missing: pip install gcovr"; exit 1; }
+	$(MAKE) BUILD=build-cover OPT="-O1 -g" CFLAGS=--coverage LDFLAGS=--coverage all tests
+	find build-cover -name '*.gcda' -delete
+	tests/run build-cover
+	gcovr -r . --object-directory build-cover --filter src/ --gcov-ignore-parse-errors --txt build-cover/coverage.txt
+	@tail -n 2 build-cover/coverage.txt; echo "by file: build-cover/coverage.txt"
+check-deep:
+	tools/check_deep.sh
 check-layers:
 	tests/check_layers.sh
 # Each header compiles by itself (those without an include guard are bodies for several files, not headers).
@@ -146,6 +178,6 @@ uninstall:
 	  $(DESTDIR)$(PREFIX)/lib/libd2q.a $(DESTDIR)$(PREFIX)/lib/libd2q.so $(DESTDIR)$(PREFIX)/lib/libd2q.so.$(SOVERSION) \
 	  $(DESTDIR)$(PREFIX)/lib/pkgconfig/d2quant.pc
 clean:
-	rm -rf $(BUILD) build-asan build-ubsan build-tsan
+	rm -rf $(BUILD) build-asan build-ubsan build-tsan build-fuzz build-cover
 
--include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_BIN:=.d) $(HELPER_OBJ:.o=.d)
+-include $(FUZZ_OBJ:.o=.d) $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_BIN:=.d) $(HELPER_OBJ:.o=.d)

@@ -343,11 +343,11 @@ static void follows_links_only_to_files(void **state)
     const char *dir = scratch_dir();
     struct checkpoint *c = NULL;
     struct err e = { 0 };
-    char here[2048], target[4096];
-    assert_non_null(getcwd(here, sizeof here));
-    snprintf(target, sizeof target, "%s/" FIXTURES "dtypes.safetensors", here);
+    char command[4096];
+    snprintf(command, sizeof command, "cp " FIXTURES "dtypes.safetensors %s/real", dir);
+    assert_int_equal(system(command), 0);
     scratch_write(scratch_path(dir, "config.json"), "{}", 2);
-    assert_int_equal(symlink(target, scratch_path(dir, "model.safetensors")), 0);
+    assert_int_equal(symlink("real", scratch_path(dir, "model.safetensors")), 0);
     c = open_ok(dir);
     assert_int_equal(c->n_entries, 10);
     checkpoint_free(c);

@@ -502,6 +502,66 @@ static void test_compare(void **state)
     expect_status(d2q("compare " LLAMA " %s/nothing -q", dir), 1);
 }
 
+static void put_file(const char *name, const char *text)
+{
+    scratch_write(scratch_path(dir, name), text, strlen(text));
+}
+
+/* By name, by file, as text and as JSON: the same numbers, and the average of them. */
+static void test_tasks(void **state)
+{
+    (void)state;
+    put_file("piqa_validation.jsonl", "{\"id\":\"p-0\",\"context\":\"Question: a b\\nAnswer:\",\"choices\":[\" the\",\" the the the\"],\"gold\":0}\n"
+             "{\"id\":\"p-1\",\"context\":\"The sea\",\"choices\":[\" is wide.\",\" xyz\"],\"gold\":1}\n");
+    put_file("winogrande_xl_validation.jsonl", "{\"id\":\"w-0\",\"contexts\":[\"The cat\",\"A dog\"],\"continuation\":\" ran.\",\"gold\":1}\n");
+    put_file("mmlu_test.jsonl", "{\"id\":\"law-0\",\"context\":\"Which?\\nAnswer:\",\"choices\":[\" A\",\" B\",\" C\",\" D\"],\"gold\":2}\n");
+    put_file("mmlu_fewshot.jsonl", "{\"subject\":\"law\",\"description\":\"Of law.\\n\\n\",\"fewshot\":\"x\\nAnswer: A\\n\\n\"}\n");
+    json_t *j = json_of(d2q("eval " LLAMA " --tasks mmlu --shots 5 --data %s --json", dir), NULL);
+    assert_int_equal(d2q("eval " LLAMA " --tasks piqa,winogrande --shots 5 --data %s", dir)->status, 1); /* only mmlu has examples */
+    json_decref(j);
+    j = json_of(d2q("eval " LLAMA " --tasks piqa,winogrande --data %s --items %s/items.jsonl --json", dir, dir), NULL);
+    const json_t *list = json_object_get(j, "tasks"), *piqa = json_array_get(list, 0), *wino = json_array_get(list, 1);
+    assert_int_equal(json_array_size(list), 2);
+    assert_true(number(piqa, "n") == 2 && number(wino, "n") == 1);
+    assert_null(json_object_get(wino, "acc_norm"));
+    assert_true(number(j, "acc_average") == (number(piqa, "acc") + number(wino, "acc")) / 2);
+    json_t *one = json_of(d2q("eval " LLAMA " --task %s/piqa_validation.jsonl --limit 1 --json", dir), NULL);
+    assert_true(number(json_array_get(json_object_get(one, "tasks"), 0), "n") == 1);
+    json_decref(one);
+    json_decref(j);
+    char *items;
+    size_t n;
+    assert_int_equal(file_read(scratch_path(dir, "items.jsonl"), 1 << 20, &items, &n, NULL), 0);
+    expect_text(items, "\"id\":\"p-1\",\"gold\":1");
+    expect_text(items, "\"id\":\"w-0\"");
+    mem_free(items);
+    const struct output *o = d2q("eval " LLAMA " --tasks piqa,winogrande --data %s", dir);
+    expect_status(o, 0);
+    expect_text(o->out, "piqa           acc ");
+    expect_text(o->out, "average        acc ");
+    o = d2q("eval " LLAMA " --tasks chess --data %s", dir);
+    expect_status(o, 1);
+    expect_text(o->err, "there is no task 'chess'");
+    expect_status(d2q("eval " LLAMA " --tasks all --data %s", dir), 1); /* some of the files are missing */
+    expect_status(d2q("eval " LLAMA " --tasks piqa --data %s --items /no/such/folder/items", dir), 1);
+    expect_status(d2q("eval " LLAMA " --tasks piqa"), 2);
+    expect_status(d2q("eval " LLAMA), 2);
+}
+
+static void test_bench(void **state)
+{
+    (void)state;
+    json_t *j = json_of(d2q("bench " LLAMA " --seconds 0 --prefill 16 --decode 4 --rounds 1 --json"), NULL);
+    assert_true(number(json_object_get(j, "prefill"), "tokens") == 16 && number(json_object_get(j, "decode"), "per_second") > 0);
+    json_decref(j);
+    const struct output *o = d2q("bench " LLAMA " --seconds 0.001 --prefill 16 --decode 4 --rounds 1");
+    expect_status(o, 0);
+    expect_text(o->out, "prefill     16 tokens");
+    expect_text(o->out, "GFLOP/s");
+    expect_text(o->out, "attention over 1024 tokens");
+    expect_status(d2q("bench %s/nothing", dir), 1);
+}
+
 static void test_run_text(void **state)
 {
     static const char *const keys[] = { "text", "new_tokens", "seconds", "peak_rss_bytes", "version", NULL };
@@ -590,7 +650,10 @@ int main(void)
         cmocka_unit_test(test_calib),
         cmocka_unit_test(test_quiet),
         cmocka_unit_test(test_eval_json),
-        cmocka_unit_test(test_compare), cmocka_unit_test(test_run_text),
+        cmocka_unit_test(test_compare),
+        cmocka_unit_test(test_tasks),
+        cmocka_unit_test(test_bench),
+        cmocka_unit_test(test_run_text),
         cmocka_unit_test(test_inspect),
         cmocka_unit_test(test_interrupt),
     };

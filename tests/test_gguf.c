@@ -213,7 +213,7 @@ static void reads_split_files(void **state)
     gguf_release(&g);
 }
 
-/* Odd, but sound: no keys, no tensors, zero dimensions, data that overlap, types we lack. */
+/* Odd, but sound: no keys, no tensors, zero dimensions, types we lack. */
 static void accepts_what_is_odd(void **state)
 {
     (void)state;
@@ -229,13 +229,13 @@ static void accepts_what_is_odd(void **state)
     kv_array(&b, "empty", GGUF_STRING, 0);
     info(&b, "zero", 2, zero, 0, 0);
     info1(&b, "one", 8, 0);
-    info1(&b, "two", 4, 0);
-    info(&b, "iq2_xxs", 1, iq, 16, 0);
-    data(&b, 32);
+    info1(&b, "two", 4, 32);
+    info(&b, "iq2_xxs", 1, iq, 16, 64);
+    data(&b, 64);
     scratch_write(path, b.p, b.n);
     open_ok(&g, path);
     assert_int_equal(tensor_count(&g.tensors[0]), 0);
-    assert_ptr_equal(g.tensors[1].data, g.tensors[2].data);
+    assert_ptr_equal(g.tensors[1].data, g.tensors[0].data);
     assert_int_equal(g.tensors[3].type, DT_COUNT);
     assert_int_equal(g.ggml_type[3], 16);
     gguf_release(&g);
@@ -376,7 +376,7 @@ static void refuses_bad_arrays(void **state)
     head(&b, 0, 1);
     kv_array(&b, "a", GGUF_STRING, (uint64_t)1 << 60);
     put(&b, 0, 16);
-    refuses("array of 2^60 strings", &b, "strings, only 16 bytes left");
+    refuses("array of 2^60 strings", &b, "key a: 1152921504606846976 strings");
     head(&b, 0, 1);
     kv_array(&b, "a", GGUF_STRING, 2);
     put_str(&b, "ok");

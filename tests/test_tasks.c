@@ -163,7 +163,7 @@ static void test_bad_files(void **state)
         { "", "no items" },
         { "\n \n", "no items" },
         { "[1]\n", "line 1: expected a JSON object" },
-        { "{\"id\":\"a\"\n", "line 1: expected a JSON object" },
+        { "{\"id\":\"a\"\n", "line 1: not valid JSON" },
         { "{\"id\":\"a\",\"context\":\"b\",\"choices\":[\" c\"],\"gold\":1}\n", "line 1: expected \"id\"" },
         { "{\"id\":\"a\",\"context\":\"b\",\"choices\":[\" c\"],\"gold\":-1}\n", "line 1: expected \"id\"" },
         { "{\"id\":\"a\",\"context\":\"b\",\"choices\":[7],\"gold\":0}\n", "line 1: expected \"id\"" },

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-int err_set(struct err *e, enum err_code code, const char *fmt, ...)
+int (err_set)(struct err *e, enum err_code code, const char *fmt, ...)
 {
     if (!e)
         return -1;
@@ -17,7 +17,7 @@ int err_set(struct err *e, enum err_code code, const char *fmt, ...)
     return -1;
 }
 
-int err_errno(struct err *e, const char *fmt, ...)
+int (err_errno)(struct err *e, const char *fmt, ...)
 {
     int saved = errno;
     if (!e)
@@ -32,12 +32,12 @@ int err_errno(struct err *e, const char *fmt, ...)
     return -1;
 }
 
-int err_nomem(struct err *e, const char *what, size_t bytes)
+int (err_nomem)(struct err *e, const char *what, size_t bytes)
 {
     return err_set(e, ERR_MEMORY, "out of memory: %s needs %zu bytes", what, bytes);
 }
 
-int err_prefix(struct err *e, const char *fmt, ...)
+int (err_prefix)(struct err *e, const char *fmt, ...)
 {
     if (!e)
         return -1;

@@ -35,4 +35,14 @@ int err_nomem(struct err *e, const char *what, size_t bytes);
 /* Puts "prefix: " before a message that is already there; returns -1. */
 int err_prefix(struct err *e, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* That they return -1 stands here too: compilers and analyzers then know what cannot be reached after a failure. */
+static inline int err_failed(void)
+{
+    return -1;
+}
+#define err_set(...) (err_set(__VA_ARGS__), err_failed())
+#define err_errno(...) (err_errno(__VA_ARGS__), err_failed())
+#define err_nomem(...) (err_nomem(__VA_ARGS__), err_failed())
+#define err_prefix(...) (err_prefix(__VA_ARGS__), err_failed())
+
 #endif

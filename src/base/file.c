@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <libgen.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdio.h>
@@ -20,7 +21,7 @@
 
 static int open_regular(const char *path, int *fd, struct stat *st, struct err *e)
 {
-    *fd = open(path, O_RDONLY | O_CLOEXEC);
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe is refused, not waited for */
     if (*fd < 0)
         return err_errno(e, "%s: cannot open", path);
     if (fstat(*fd, st) != 0)
@@ -137,6 +138,45 @@ bool file_exists(const char *path)
 {
     struct stat st;
     return stat(path, &st) == 0;
+}
+
+int file_head(const char *path, void *buf, size_t n)
+{
+    int fd;
+    size_t size;
+    if (open_regular(path, &fd, &size, NULL))
+        return -1;
+    ssize_t got = read(fd, buf, n);
+    close(fd);
+    return got == (ssize_t)n ? 0 : -1;
+}
+
+static bool begins(const char *path, const char *dir)
+{
+    size_t n = strlen(dir);
+    return !strncmp(path, dir, n) && path[n] == '/';
+}
+
+int file_inside(const char *dir, const char *path, struct err *e)
+{
+    struct stat st;
+    char home[PATH_MAX], target[PATH_MAX];
+    if (lstat(path, &st) || !S_ISLNK(st.st_mode))
+        return 0;
+    if (!realpath(dir, home) || !realpath(path, target))
+        return err_errno(e, "%s: cannot follow the link", path);
+    if (begins(target, home))
+        return 0;
+    for (int up = 0; up < 2; up++) { /* snapshots/<revision> of the Hub's cache: its files lie in blobs beside snapshots */
+        char *slash = strrchr(home, '/');
+        if (slash)
+            *slash = 0;
+    }
+    size_t n = strlen(home);
+    if (n + sizeof "/blobs" <= sizeof home && begins(target, strcat(home, "/blobs")))
+        return 0;
+    return err_set(e, ERR_FORMAT, "%s: is a link to %s, outside of its folder: copy or hard-link the file if you trust it", path,
+                   target);
 }
 
 bool file_is_dir(const char *path)

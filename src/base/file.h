@@ -30,6 +30,11 @@ void file_map_forget(const struct file_map *m, const void *p, size_t n);
 /* Whole file into a fresh NUL-terminated block (mem_free). Files larger than max are refused. */
 int file_read(const char *path, size_t max, char **out, size_t *size, struct err *e);
 bool file_exists(const char *path);
+/* The first n bytes of a regular file; -1 if it has fewer or cannot be read. */
+int file_head(const char *path, void *buf, size_t n);
+/* A folder that somebody else made may hold links. Fails if path is one that leaves dir for elsewhere than, as in the Hub's
+ * cache, dir/../../blobs: what it names would be read, and some files are copied into outputs, as if it came with the folder. */
+int file_inside(const char *dir, const char *path, struct err *e);
 bool file_is_dir(const char *path);
 
 /* A reader that cannot run past its end. Little-endian; every getter fails with

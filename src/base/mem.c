@@ -7,7 +7,13 @@
 #include <string.h>
 
 #define ALIGN 64
+#ifdef D2Q_EXACT_ENDS /* make fuzz: padding is poisoned and each allocation in an arena its own, so that its end is seen */
+#include <sanitizer/asan_interface.h>
+#define CHUNK 0u
+#else
+#define ASAN_POISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
 #define CHUNK (256u * 1024u)
+#endif
 
 static atomic_long fail_countdown;
 
@@ -44,14 +50,17 @@ void *mem_alloc(size_t n, size_t size)
     size_t bytes = padded(n, size);
     if (!bytes || must_fail())
         return NULL;
-    return aligned_alloc(ALIGN, bytes);
+    char *p = aligned_alloc(ALIGN, bytes);
+    if (p)
+        ASAN_POISON_MEMORY_REGION(p + n * size, bytes - n * size);
+    return p;
 }
 
 void *mem_zalloc(size_t n, size_t size)
 {
     void *p = mem_alloc(n, size);
     if (p)
-        memset(p, 0, padded(n, size));
+        memset(p, 0, n * size);
     return p;
 }
 
@@ -142,6 +151,7 @@ void *arena_alloc(struct arena *a, size_t n, size_t size)
     void *p = c->data + c->used;
     c->used += bytes;
     a->used += bytes;
+    ASAN_POISON_MEMORY_REGION((char *)p + n * size, bytes - n * size);
     return p;
 }
 

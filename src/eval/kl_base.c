@@ -2,10 +2,8 @@
  * anything is read, tokens against the vocabulary, and each row's scale and least value when it is used. */
 #include "eval/kl_base.h"
 
-#include <fcntl.h>
 #include <math.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
@@ -28,12 +26,7 @@ static int64_t row_bytes(int64_t n_vocab)
 bool kl_base_is(const char *path)
 {
     char head[sizeof magic];
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return false;
-    ssize_t n = read(fd, head, sizeof head);
-    close(fd);
-    return n == (ssize_t)sizeof head && !memcmp(head, magic, sizeof magic);
+    return !file_head(path, head, sizeof head) && !memcmp(head, magic, sizeof magic);
 }
 
 static int read_count(struct cursor *c, const char *what, int64_t least, int64_t *out, struct err *e)

@@ -3,9 +3,8 @@
 #include <math.h>
 #include <string.h>
 
-#include <jansson.h>
-
 #include "base/file.h"
+#include "base/json.h"
 #include "eval/choice.h"
 
 #define MAX_FILE ((size_t)1 << 30)
@@ -71,11 +70,10 @@ static int each_line(struct task *t, const char *path, int (*fn)(struct task *, 
         char *stop = memchr(p, '\n', (size_t)(end - p));
         stop = stop ? stop : end;
         if (strspn(p, " \t\r") < (size_t)(stop - p)) {
-            json_error_t je;
-            json_t *o = json_loadb(p, (size_t)(stop - p), JSON_REJECT_DUPLICATES, &je);
-            rc = !json_is_object(o) ? err_set(e, ERR_FORMAT, "%s: line %lld: expected a JSON object%s%s", path, (long long)line,
-                                              o ? "" : ": ", o ? "" : je.text)
-                                    : fn(t, o, line, e);
+            json_t *o;
+            rc = json_from_text(p, (size_t)(stop - p), &o, e) ? err_prefix(e, "%s: line %lld", path, (long long)line)
+                 : !json_is_object(o) ? err_set(e, ERR_FORMAT, "%s: line %lld: expected a JSON object", path, (long long)line)
+                                      : fn(t, o, line, e);
             json_decref(o);
             done++;
         }
@@ -115,6 +113,8 @@ static const int32_t *encode(struct task *t, const char *a, const char *b, int64
     int rc = tokenizer_encode(t->m->tok, text, na + nb, false, true, &t->scratch, e);
     mem_free(text);
     *n = (int64_t)t->scratch.n;
+    if (!rc && !*n)
+        rc = err_set(e, ERR_FORMAT, "%s: a context has no token", t->path);
     return rc ? NULL : t->scratch.ids;
 }
 
@@ -162,8 +162,6 @@ static int add_question(struct task *t, const char *before, const char *ctx, con
         return -1;
     if (!start || GROW(t->q, t->n_q, t->cap_q, 1))
         return err_nomem(e, t->path, sizeof q);
-    if (!q.n_ctx)
-        return err_set(e, ERR_FORMAT, "%s: a context has no token", t->path);
     if (!(q.ctx = keep_ids(t, c, q.n_ctx, e)))
         return -1;
     char *whole = *before ? mem_alloc(strlen(before) + strlen(ctx) + 1, 1) : NULL;
@@ -174,8 +172,9 @@ static int add_question(struct task *t, const char *before, const char *ctx, con
     for (int64_t i = 0; i < n && !rc; i++) {
         c = encode_choice(t, whole ? whole : ctx, q.n_ctx, choice[i], &k, e);
         rc = !c ? -1 : GROW(ids, start[i], cap, k) ? err_nomem(e, t->path, 64) : 0;
-        if (!rc)
-            memcpy(ids + start[i], c, (size_t)k * sizeof *ids);
+        if (rc)
+            break;
+        memcpy(ids + start[i], c, (size_t)k * sizeof *ids);
         start[i + 1] = start[i] + k;
     }
     if (!rc && !(q.ids = keep_ids(t, ids, start[n], e)))
@@ -183,7 +182,8 @@ static int add_question(struct task *t, const char *before, const char *ctx, con
     mem_free(ids);
     mem_free(whole);
     q.start = start;
-    t->q[t->n_q++] = q;
+    if (!rc)
+        t->q[t->n_q++] = q;
     return rc;
 }
 

@@ -331,9 +331,10 @@ static int verify_floats(const struct item *it, const struct checkpoint *c, stru
     if (tensor_expect(&t, it->dim[0], it->n_dims == 2 ? it->dim[1] : -1, e))
         return -1;
     int64_t rows = item_rows(it), cols = item_cols(it), chunk = chunk_rows(it), width = it->dtype == ST_F16 ? 2 : 4;
-    float *a = mem_alloc((size_t)(2 * chunk * cols), sizeof *a), *b = a + chunk * cols;
+    float *a = mem_alloc((size_t)(2 * chunk * cols), sizeof *a);
     if (!a)
         return err_nomem(e, it->name, (size_t)(2 * chunk * cols) * sizeof *a);
+    float *b = a + chunk * cols;
     int rc = 0;
     for (int64_t row = 0; row < rows && !rc; row += chunk) {
         int64_t n = rows - row < chunk ? rows - row : chunk;
@@ -376,7 +377,7 @@ static const char *qmat_differs(const struct tensor *t, const struct qmat *b)
 static int verify_integers(const struct item *it, const struct checkpoint *c, struct progress *p, struct err *e)
 {
     struct arena a;
-    struct qmat q;
+    struct qmat q = { .bits = 0 };
     char prefix[256];
     bool ct = it->kind == ITEM_CT_PACKED;
     snprintf(prefix, sizeof prefix, "%.*s", (int)(strlen(it->name) - strlen(ct ? ".weight_packed" : ".qweight")), it->name);

@@ -2,7 +2,7 @@
  *
  * A Hugging Face folder is config.json plus model.safetensors, or the shards that
  * model.safetensors.index.json names. Shard names come from a file we do not trust, so they must
- * be plain names within the folder (symbolic links are fine: the Hub's cache consists of them).
+ * be plain names within the folder, and links may not leave it (but to the Hub's blobs: its cache consists of links).
  * The index decides which shard a tensor is taken from; a tensor in a shard that the index does not
  * name does not exist. metadata.total_size is not looked at: many published files have it wrong,
  * and the shards are checked one by one. */
@@ -12,6 +12,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/json.h"
 
 #define JSON_FILE_MAX (256u << 20) /* tokenizer.json of a large vocabulary has about 30 MB */
 #define INDEX_FILE "model.safetensors.index.json"
@@ -36,7 +38,7 @@ int checkpoint_file(const struct checkpoint *c, const char *name, char **text, s
         return err_nomem(e, name, strlen(name));
     int rc = 0;
     if (file_exists(path))
-        rc = file_read(path, JSON_FILE_MAX, text, n, e) ? -1 : 1;
+        rc = file_inside(c->path, path, e) || file_read(path, JSON_FILE_MAX, text, n, e) ? -1 : 1;
     mem_free(path);
     return rc;
 }
@@ -49,11 +51,10 @@ static int read_object(const struct checkpoint *c, const char *name, json_t **ou
     int rc = checkpoint_file(c, name, &text, &n, e);
     if (rc <= 0)
         return rc;
-    json_error_t je;
-    *out = json_loadb(text, n, JSON_REJECT_DUPLICATES, &je);
+    rc = json_from_text(text, n, out, e);
     mem_free(text);
-    if (!*out)
-        return err_set(e, ERR_FORMAT, "%s/%s: not valid JSON: %s (line %d)", c->path, name, je.text, je.line);
+    if (rc)
+        return err_prefix(e, "%s/%s", c->path, name);
     if (json_is_object(*out))
         return 1;
     json_decref(*out);
@@ -84,7 +85,7 @@ static int open_shard(struct checkpoint *c, const char *name, struct st_file *f,
     char *path = join(c, name);
     if (!path)
         return err_nomem(e, name, strlen(name));
-    int rc = st_open(f, path, e);
+    int rc = file_inside(c->path, path, e) || st_open(f, path, e) ? -1 : 0;
     mem_free(path);
     return rc;
 }
@@ -248,17 +249,13 @@ const struct st_entry *checkpoint_entry(const struct checkpoint *c, const char *
 
 static bool gguf_file_probe(const char *path)
 {
-    char magic[4] = { 0 };
+    char magic[4];
     size_t n = strlen(path);
     if (file_is_dir(path))
         return false;
     if (n > 5 && !strcmp(path + n - 5, ".gguf"))
         return true;
-    FILE *f = fopen(path, "rb");
-    bool yes = f && fread(magic, 1, 4, f) == 4 && !memcmp(magic, "GGUF", 4);
-    if (f)
-        fclose(f);
-    return yes;
+    return !file_head(path, magic, sizeof magic) && !memcmp(magic, "GGUF", sizeof magic);
 }
 
 static int tensor_by_name(const void *a, const void *b)

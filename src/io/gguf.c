@@ -16,6 +16,10 @@
 #include <string.h>
 
 #define MAX_ALIGN 65536u
+/* A file of zeros costs nothing (holes), so what its header claims is bounded by more than its length. */
+#define MAX_KEYS (1u << 20)
+#define MAX_TENSORS (1u << 20)
+#define MAX_STRINGS (1u << 26) /* of an array */
 
 size_t gguf_scalar_size(uint32_t type)
 {
@@ -69,9 +73,9 @@ static int skip_value(struct cursor *c, struct gguf_kv *kv, uint32_t type, uint6
     }
     if (type != GGUF_STRING)
         return err_set(e, ERR_FORMAT, "%s: key %s: type %" PRIu32 " cannot be read here", c->what, kv->key, type);
-    if (n > cursor_left(c) / 8)
-        return err_set(e, ERR_FORMAT, "%s: key %s: %" PRIu64 " strings, only %zu bytes left", c->what, kv->key, n,
-                       cursor_left(c));
+    if (n > MAX_STRINGS || n > cursor_left(c) / 8)
+        return err_set(e, ERR_FORMAT, "%s: key %s: %" PRIu64 " strings, expected at most %u and no more than %zu bytes hold",
+                       c->what, kv->key, n, MAX_STRINGS, cursor_left(c));
     for (uint64_t i = 0; i < n; i++)
         if (read_string(c, &s, e))
             return err_prefix(e, "key %s, string %" PRIu64, kv->key, i);
@@ -110,7 +114,7 @@ static int read_tensor(struct gguf *g, struct cursor *c, struct tensor *t, uint6
     char *name;
     uint32_t n_dims;
     uint64_t ne[4] = { 1, 1, 1, 1 };
-    int64_t count = 1;
+    int64_t count = 1; /* as if no dimension were 0: products of some of them must not overflow either */
     if (read_name(g, c, "tensor name", &name, e) || cursor_u32(c, &n_dims, e))
         return -1;
     if (n_dims < 1 || n_dims > 4)
@@ -118,7 +122,7 @@ static int read_tensor(struct gguf *g, struct cursor *c, struct tensor *t, uint6
     for (uint32_t i = 0; i < n_dims; i++) {
         if (cursor_u64(c, &ne[i], e))
             return -1;
-        if (ne[i] > INT64_MAX || __builtin_mul_overflow(count, (int64_t)ne[i], &count))
+        if (ne[i] > INT64_MAX || __builtin_mul_overflow(count, ne[i] ? (int64_t)ne[i] : 1, &count))
             return err_set(e, ERR_FORMAT, "%s: tensor %s: its dimensions overflow", c->what, name);
     }
     if (cursor_u32(c, type, e) || cursor_u64(c, offset, e))
@@ -154,6 +158,29 @@ static int place_tensor(struct tensor *t, uint64_t offset, const struct file_map
     return 0;
 }
 
+static int by_place(const void *a, const void *b)
+{
+    const struct tensor *x = *(const struct tensor *const *)a, *y = *(const struct tensor *const *)b;
+    if (x->data != y->data)
+        return (const uint8_t *)x->data < (const uint8_t *)y->data ? -1 : 1;
+    return (x->size > y->size) - (x->size < y->size);
+}
+
+/* No byte may be in two tensors. (One of a type we lack has no size here.) */
+static int check_overlap(struct gguf *g, const char *path, struct err *e)
+{
+    const struct tensor **order = arena_alloc(&g->arena, g->n_tensors + 1, sizeof *order);
+    if (!order)
+        return err_nomem(e, path, g->n_tensors * sizeof *order);
+    for (uint64_t i = 0; i < g->n_tensors; i++)
+        order[i] = &g->tensors[i];
+    qsort(order, g->n_tensors, sizeof *order, by_place);
+    for (uint64_t i = 1; i < g->n_tensors; i++)
+        if ((const uint8_t *)order[i - 1]->data + order[i - 1]->size > (const uint8_t *)order[i]->data)
+            return err_set(e, ERR_FORMAT, "%s: tensors %s and %s overlap", path, order[i - 1]->name, order[i]->name);
+    return 0;
+}
+
 static int by_string(const void *a, const void *b)
 {
     return strcmp(*(const char *const *)a, *(const char *const *)b);
@@ -182,9 +209,9 @@ static int header(struct cursor *c, uint32_t *version, uint64_t *n_tensors, uint
     if (cursor_u64(c, n_tensors, e) || cursor_u64(c, n_kv, e))
         return -1;
     /* a key takes 8 + 1 + 4 + 1 bytes at least, a tensor 8 + 1 + 4 + 8 + 4 + 8 */
-    if (*n_kv > cursor_left(c) / 14 || *n_tensors > cursor_left(c) / 33)
-        return err_set(e, ERR_FORMAT, "%s: header claims %" PRIu64 " keys and %" PRIu64 " tensors, too many for %zu bytes",
-                       c->what, *n_kv, *n_tensors, cursor_left(c));
+    if (*n_kv > cursor_left(c) / 14 || *n_tensors > cursor_left(c) / 33 || *n_kv > MAX_KEYS || *n_tensors > MAX_TENSORS)
+        return err_set(e, ERR_FORMAT, "%s: header claims %" PRIu64 " keys and %" PRIu64 " tensors, too many for %zu bytes, or "
+                       "more than 2^20", c->what, *n_kv, *n_tensors, cursor_left(c));
     return 0;
 }
 
@@ -347,7 +374,8 @@ int gguf_open(struct gguf *g, const char *path, struct err *e)
         const char **names = arena_alloc(&g->arena, g->n_tensors + 1, sizeof *names);
         for (uint64_t i = 0; names && i < g->n_tensors; i++)
             names[i] = g->tensors[i].name;
-        rc = names ? check_unique(path, "tensor", names, g->n_tensors, e) : err_nomem(e, path, g->n_tensors * 8);
+        rc = names ? check_unique(path, "tensor", names, g->n_tensors, e) || check_overlap(g, path, e)
+                   : err_nomem(e, path, g->n_tensors * 8);
     }
     if (rc)
         gguf_release(g);

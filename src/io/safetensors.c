@@ -7,9 +7,10 @@
  * copied once, so that everything above may read a view in place. */
 #include "io/safetensors.h"
 
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/json.h"
 
 #define HEADER_MAX 100000000u /* as in the format's own library */
 
@@ -46,6 +47,7 @@ static int parse_shape(const struct header *h, struct st_entry *en, const json_t
     if (n > 4)
         return err_set(e, ERR_UNSUPPORTED, "%s: tensor %s has %zu dimensions, expected at most 4", h->path,
                        en->name, n);
+    uint64_t most = 1; /* as if no dimension were 0: products of some of them must not overflow either */
     *count = 1;
     en->n_dims = (int)n;
     for (size_t i = 0; i < 4; i++)
@@ -56,7 +58,8 @@ static int parse_shape(const struct header *h, struct st_entry *en, const json_t
             return err_set(e, ERR_FORMAT, "%s: tensor %s: expected dimension %zu to be an integer of at least 0",
                            h->path, en->name, i);
         en->dim[i] = json_integer_value(d);
-        if (__builtin_mul_overflow(*count, (uint64_t)en->dim[i], count) || *count > INT64_MAX / 64)
+        *count *= (uint64_t)en->dim[i];
+        if (__builtin_mul_overflow(most, (uint64_t)(en->dim[i] ? en->dim[i] : 1), &most) || most > INT64_MAX / 64)
             return err_set(e, ERR_FORMAT, "%s: tensor %s: shape is too large (dimension %zu is %lld)", h->path,
                            en->name, i, (long long)en->dim[i]);
     }
@@ -213,7 +216,6 @@ int st_open(struct st_file *f, const char *path, struct err *e)
     uint64_t len = 0;
     const uint8_t *text = NULL;
     json_t *root = NULL;
-    json_error_t je;
     int rc = -1;
     cursor_init(&c, f->map.data, f->map.size, path);
     if (cursor_u64(&c, &len, e))
@@ -230,9 +232,8 @@ int st_open(struct st_file *f, const char *path, struct err *e)
         err_set(e, ERR_FORMAT, "%s: header does not begin with '{'", path);
         goto out;
     }
-    root = json_loadb((const char *)text, (size_t)len, JSON_REJECT_DUPLICATES, &je);
-    if (!root) {
-        err_set(e, ERR_FORMAT, "%s: header is not valid JSON: %s (header byte %d)", path, je.text, je.position);
+    if (json_from_text((const char *)text, (size_t)len, &root, e)) {
+        err_prefix(e, "%s: header", path);
         goto out;
     }
     struct header h = { path, text + len, cursor_left(&c) };

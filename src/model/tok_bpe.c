@@ -110,6 +110,8 @@ static int by_score(const void *a, const void *b)
     return x->m.right < y->m.right ? -1 : x->m.right > y->m.right;
 }
 
+#define MAX_PIECE 4096 /* bytes; every cut is looked up, so the work grows with the square */
+
 int merges_from_scores(struct tokenizer *t, const float *score, struct merge **out, size_t *n_out, struct err *e)
 {
     struct scored *list = NULL;
@@ -118,6 +120,10 @@ int merges_from_scores(struct tokenizer *t, const float *score, struct merge **o
         const struct token *k = &t->tokens[id];
         if (k->kind != TOKEN_NORMAL)
             continue;
+        if (k->n > MAX_PIECE) {
+            mem_free(list);
+            return err_set(e, ERR_FORMAT, "%s: token %d has %zu bytes, expected at most %d", t->what, id, k->n, MAX_PIECE);
+        }
         for (size_t cut = utf8_len(k->raw, k->n); cut && cut < k->n;) {
             int32_t l = str_map_find(t, k->raw, cut), r = str_map_find(t, k->raw + cut, k->n - cut);
             if (l >= 0 && r >= 0) {

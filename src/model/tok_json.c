@@ -2,6 +2,7 @@
  * Every component that is not understood is refused by its name: a tokenizer that is almost right is worse than none. */
 #include <string.h>
 
+#include "base/json.h"
 #include "model/tokenizer_impl.h"
 
 #define MAX_JSON ((size_t)256 << 20)
@@ -306,7 +307,6 @@ static int load_json(const struct checkpoint *c, const char *name, json_t **out,
 {
     char *text;
     size_t n;
-    json_error_t je;
     int found = checkpoint_file(c, name, &text, &n, e);
     *out = NULL;
     if (found < 1)
@@ -315,10 +315,10 @@ static int load_json(const struct checkpoint *c, const char *name, json_t **out,
         mem_free(text);
         return err_set(e, ERR_FORMAT, "%s/%s: %zu bytes, expected at most %zu", c->path, name, n, MAX_JSON);
     }
-    *out = json_loadb(text, n, JSON_REJECT_DUPLICATES, &je);
+    int rc = json_from_text(text, n, out, e);
     mem_free(text);
-    if (!*out)
-        return err_set(e, ERR_FORMAT, "%s/%s: line %d: %s", c->path, name, je.line, je.text);
+    if (rc)
+        return err_prefix(e, "%s/%s", c->path, name);
     if (!json_is_object(*out)) {
         json_decref(*out);
         *out = NULL;

@@ -106,9 +106,12 @@ size_t utf8_len(const char *s, size_t n)
     return len;
 }
 
+#define MATCH_LIMIT 1000000 /* steps of one match; a regex that needs more is made to */
+
 struct splitter {
     const struct tokenizer *t;
     pcre2_match_data *md[MAX_PRE];
+    pcre2_match_context *limits;
     word_fn word;
     void *ud;
 };
@@ -122,12 +125,14 @@ static int split_step(const struct splitter *sp, int step, const char *s, size_t
     size_t at = 0, done = 0;
     const PCRE2_SIZE *ov = pcre2_get_ovector_pointer(sp->md[step]);
     while (at < n) {
-        int rc = pcre2_match(sp->t->pre[step], (PCRE2_SPTR)s, n, at, PCRE2_NO_UTF_CHECK, sp->md[step], NULL);
+        int rc = pcre2_match(sp->t->pre[step], (PCRE2_SPTR)s, n, at, PCRE2_NO_UTF_CHECK, sp->md[step], sp->limits);
         if (rc == PCRE2_ERROR_NOMATCH)
             break;
         if (rc < 0)
             return err_set(e, ERR_FORMAT, "%s: pre-tokenizer regex failed on this text (PCRE2 error %d)", sp->t->what, rc);
         size_t b = ov[0], end = ov[1];
+        if (b < done || end < b) /* \K, called from a lookaround, can report such */
+            return err_set(e, ERR_FORMAT, "%s: pre-tokenizer regex '%.200s' matches backwards", sp->t->what, sp->t->pre_text[step]);
         if (end == b) { /* an empty match cuts nothing */
             at = b + (b < n ? utf8_len(s + b, n - b) : 1);
             continue;
@@ -145,6 +150,10 @@ int pre_split(const struct tokenizer *t, const char *s, size_t n, word_fn word, 
 {
     struct splitter sp = { .t = t, .word = word, .ud = ud };
     int rc = 0;
+    sp.limits = pcre2_match_context_create(NULL);
+    if (!sp.limits)
+        return err_nomem(e, "regex match", 64);
+    pcre2_set_match_limit(sp.limits, MATCH_LIMIT);
     for (int i = 0; i < t->n_pre; i++) {
         sp.md[i] = pcre2_match_data_create(1, NULL);
         if (!sp.md[i])
@@ -154,5 +163,6 @@ int pre_split(const struct tokenizer *t, const char *s, size_t n, word_fn word, 
         rc = split_step(&sp, 0, s, n, e);
     for (int i = 0; i < t->n_pre; i++)
         pcre2_match_data_free(sp.md[i]);
+    pcre2_match_context_free(sp.limits);
     return rc;
 }

@@ -84,6 +84,13 @@ static void find_eog(struct tokenizer *t)
         t->eog[t->eos] = 1;
 }
 
+/* Longest first; of equal length in the order of ids. */
+static int longer(const void *a, const void *b)
+{
+    const struct added *x = a, *y = b;
+    return x->n != y->n ? (x->n < y->n) - (x->n > y->n) : (x->id > y->id) - (x->id < y->id);
+}
+
 int tokenizer_finish(struct tokenizer *t, struct err *e)
 {
     if (str_map_build(t, e))
@@ -93,12 +100,8 @@ int tokenizer_finish(struct tokenizer *t, struct err *e)
     if (!t->eog)
         return err_nomem(e, t->what, (size_t)t->n);
     find_eog(t);
-    for (size_t i = 1; i < t->n_added; i++) /* insertion sort: there are few, mostly sorted by id */
-        for (size_t j = i; j && t->added[j].n > t->added[j - 1].n; j--) {
-            struct added swap = t->added[j];
-            t->added[j] = t->added[j - 1];
-            t->added[j - 1] = swap;
-        }
+    if (t->n_added)
+        qsort(t->added, t->n_added, sizeof *t->added, longer);
     for (size_t i = 0; i < t->n_added; i++)
         t->added_first[(uint8_t)t->added[i].text[0]] = 1;
     return 0;

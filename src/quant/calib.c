@@ -2,10 +2,10 @@
  *
  * Plain text is tokenized once and cut every seqlen tokens. JSONL (a first line that is a JSON object) gives one
  * document a line, its "text" or the contents of its chat "messages", joined by a blank line. */
-#include <jansson.h>
 #include <string.h>
 
 #include "base/file.h"
+#include "base/json.h"
 #include "base/rng.h"
 #include "quant/quant.h"
 
@@ -94,10 +94,9 @@ static int read_jsonl(struct text *t, const char *buf, size_t n, const char *pat
         const char *end = memchr(buf + i, '\n', n - i);
         size_t len = end ? (size_t)(end - (buf + i)) : n - i;
         if (strspn(buf + i, " \t\r") < len) {
-            json_error_t je;
-            json_t *doc = json_loadb(buf + i, len, JSON_REJECT_DUPLICATES, &je);
-            if (!doc)
-                return err_set(e, ERR_FORMAT, "%s: line %lld: not JSON: %s", path, (long long)line, je.text);
+            json_t *doc;
+            if (json_from_text(buf + i, len, &doc, e))
+                return err_prefix(e, "%s: line %lld", path, (long long)line);
             int rc = add_document(t, doc, path, line, e);
             json_decref(doc);
             if (rc)
@@ -111,10 +110,10 @@ static int read_jsonl(struct text *t, const char *buf, size_t n, const char *pat
 static bool is_jsonl(const char *buf, size_t n)
 {
     const char *end = memchr(buf, '\n', n);
-    json_error_t je;
+    json_t *doc = NULL;
     if (n == 0 || buf[0] != '{')
         return false;
-    json_t *doc = json_loadb(buf, end ? (size_t)(end - buf) : n, 0, &je);
+    json_from_text(buf, end ? (size_t)(end - buf) : n, &doc, NULL);
     bool yes = json_is_object(doc);
     json_decref(doc);
     return yes;

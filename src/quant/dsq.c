@@ -147,13 +147,14 @@ static int closed_form_weighted(const struct solve_in *in, const float *v, float
 {
     int64_t d = in->n_in;
     float *a = mem_alloc((size_t)(d * d), sizeof *a), *wh = mem_alloc((size_t)(in->n_out * d), sizeof *wh);
-    double *vec = mem_zalloc((size_t)(7 * d), sizeof *vec), *b = vec, *add = vec + d, *x = vec + 2 * d, mean = 0;
+    double *vec = mem_zalloc((size_t)(7 * d), sizeof *vec), mean = 0;
     if (!a || !wh || !vec) {
         mem_free(a);
         mem_free(wh);
         mem_free(vec);
         return err_nomem(e, "dual scales", (size_t)(d * d) * sizeof *a);
     }
+    double *b = vec, *add = vec + d, *x = vec + 2 * d;
     la_sgemm(1, 0, d, d, in->n_out, 1, v, d, v, d, 0, a, d);
     la_sgemm(0, 0, in->n_out, d, d, 1, in->w, d, in->h, d, 0, wh, d);
     for (int64_t i = 0; i < in->n_out; i++)

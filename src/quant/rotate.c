@@ -150,7 +150,7 @@ static void rotate_item(void *ctx, size_t i, int worker)
         atomic_store(&j->failed, 1);
         return;
     }
-    float *row = (float *)(x + 2 * n);
+    float *row = (float *)(void *)(x + 2 * n); /* the last third of the block, as floats */
     float *w = j->src ? row : j->w + (int64_t)i / j->per * j->outer + (int64_t)i % j->per * j->inner;
     int64_t stride = j->src ? 1 : j->stride;
     if (j->src)

@@ -289,6 +289,7 @@ static int head_loss(struct tune *t, const float *h, const float *hf, int64_t n,
     struct factors *out_gain = &t->gain[2 * m->hp.n_layer];
     for (int64_t t0 = 0; t0 < n; t0 += HEAD_TOKENS) {
         int64_t k = n - t0 < HEAD_TOKENS ? n - t0 : HEAD_TOKENS;
+        /* cppcheck-suppress legacyUninitvar ; filled by the job */
         struct kl_job j = { t->logits, t->target, m->hp.n_vocab, 1.0f / (float)n, kl };
         if (fwd_logits(&t->teacher, hf + t0 * d, k, t->b.dx, t->target, e) || fwd_logits(m, h + t0 * d, k, t->b.dx, t->logits, e))
             return -1;

@@ -1,0 +1,58 @@
+#include "base/json.h"
+
+#include <string.h>
+
+/* What jansson and malloc take for each, by the character that announces it. */
+static size_t price(char c)
+{
+    switch (c) {
+    case '{': return 240;
+    case '[': return 130;
+    case ':': return 80; /* a key */
+    case ',': return 64; /* a value */
+    default: return 1;
+    }
+}
+
+/* Where the string that begins at i ends. */
+static size_t string_end(const char *text, size_t n, size_t i)
+{
+    for (i++; i < n && text[i] != '"'; i++)
+        i += text[i] == '\\';
+    return i;
+}
+
+static int check_size(const char *text, size_t n, struct err *e)
+{
+    size_t depth = 0, bytes = 0;
+    for (size_t i = 0; i < n; i++) {
+        char c = text[i];
+        if (c == '"') {
+            size_t end = string_end(text, n, i);
+            bytes += end - i;
+            i = end;
+            continue;
+        }
+        bytes += price(c);
+        if (c == '{' || c == '[')
+            depth++;
+        else if ((c == '}' || c == ']') && depth)
+            depth--;
+        if (depth > JSON_DEPTH)
+            return err_set(e, ERR_FORMAT, "JSON nested deeper than %d levels (byte %zu)", JSON_DEPTH, i);
+        if (bytes > JSON_MEMORY)
+            return err_set(e, ERR_FORMAT, "JSON of so many values that they would take more than %zu MiB of memory (byte %zu "
+                           "of %zu)", JSON_MEMORY >> 20, i, n);
+    }
+    return 0;
+}
+
+int json_from_text(const char *text, size_t n, json_t **out, struct err *e)
+{
+    json_error_t je;
+    *out = NULL;
+    if (check_size(text, n, e))
+        return -1;
+    *out = json_loadb(text, n, JSON_REJECT_DUPLICATES, &je);
+    return *out ? 0 : err_set(e, ERR_FORMAT, "not valid JSON: %s (line %d, byte %d)", je.text, je.line, je.position);
+}

@@ -1,0 +1,18 @@
+/* json: JSON that we do not trust, by jansson. */
+#ifndef D2Q_BASE_JSON_H
+#define D2Q_BASE_JSON_H
+
+#include <jansson.h>
+#include <stddef.h>
+
+#include "base/err.h"
+
+#define JSON_DEPTH 64                   /* objects and arrays within each other */
+#define JSON_MEMORY ((size_t)1 << 30)   /* bytes that the values of one text may take, by an estimate */
+
+/* A value (json_decref) of n bytes of text; a key that occurs twice is an error. Text that nests deeper than JSON_DEPTH, or
+ * whose values would take more than JSON_MEMORY ("[],[],[]..." takes forty times its length), is refused before anything is
+ * built of it. The message says what and where, but no file: put that before it (err_prefix). */
+int json_from_text(const char *text, size_t n, json_t **out, struct err *e);
+
+#endif
