@@ -322,12 +322,7 @@ int weights_write(const struct weights *w, const char *dir, const struct log *lo
 
 /* ---- verifying ----------------------------------------------------------------- */
 
-/* What has been compared need not stay in memory: a verified folder would count as large as itself. */
-static void forget(const struct checkpoint *c, const void *data, size_t n)
-{
-    for (int i = 0; i < c->n_shards; i++)
-        file_map_forget(&c->shards[i].map, data, n);
-}
+/* What has been compared need not stay in memory (checkpoint_forget): a verified folder would count as large as itself. */
 
 static int verify_floats(const struct item *it, const struct checkpoint *c, struct progress *p, struct err *e)
 {
@@ -351,7 +346,7 @@ static int verify_floats(const struct item *it, const struct checkpoint *c, stru
                          it->name, (long long)row, (long long)(row + n - 1));
         else
             rc = step(p, (uint64_t)(n * cols * width), e);
-        forget(c, (const uint8_t *)t.data + row * cols * width, (size_t)(n * cols * width));
+        checkpoint_forget(c, (const uint8_t *)t.data + row * cols * width, (size_t)(n * cols * width));
     }
     mem_free(a);
     return rc;
@@ -396,7 +391,7 @@ static int verify_integers(const struct item *it, const struct checkpoint *c, st
         rc = err_set(e, ERR_IO, "%s: %s of %s differ from the model after writing", c->path, what, prefix);
     const struct st_entry *en = checkpoint_entry(c, it->name);
     if (en)
-        forget(c, en->data, en->size);
+        checkpoint_forget(c, en->data, en->size);
     arena_release(&a);
     return rc < 0 ? -1 : step(p, item_bytes(it), e);
 }

@@ -346,6 +346,14 @@ fail:
     return -1;
 }
 
+void checkpoint_forget(const struct checkpoint *c, const void *data, size_t n)
+{
+    for (int i = 0; i < c->n_shards; i++)
+        file_map_forget(&c->shards[i].map, data, n);
+    for (int i = 0; i < c->gguf.n_maps; i++)
+        file_map_forget(&c->gguf.maps[i], data, n);
+}
+
 void checkpoint_free(struct checkpoint *c)
 {
     if (!c)
