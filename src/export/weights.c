@@ -320,7 +320,9 @@ int weights_write(const struct weights *w, const char *dir, const struct log *lo
     return w->n_shards > 1 ? write_index(w, dir, e) : 0;
 }
 
-/* ---- verifying: what has been compared is not kept in memory, or a verified folder would count as large as itself ----------------------------------------------------------------- */
+/* ---- verifying ----------------------------------------------------------------- */
+
+/* What has been compared need not stay in memory (checkpoint_forget): a verified folder would count as large as itself. */
 
 static int verify_floats(const struct item *it, const struct checkpoint *c, struct progress *p, struct err *e)
 {

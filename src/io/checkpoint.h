@@ -42,6 +42,8 @@ void checkpoint_forget(const struct checkpoint *c, const void *data, size_t n);
 /* -1: a weight file was written to since it was opened. */
 int checkpoint_check(const struct checkpoint *c, struct err *e);
 void checkpoint_free(struct checkpoint *c); /* NULL allowed */
+/* The pages of n bytes at data, if they lie in a mapping of c, need not stay in memory: they are read again when touched. */
+void checkpoint_forget(const struct checkpoint *c, const void *data, size_t n);
 
 /* 1 found: *t is a view; 0 absent; -1 found but not of a type in dtypes.def. */
 int checkpoint_tensor(const struct checkpoint *c, const char *name, struct tensor *t, struct err *e);
