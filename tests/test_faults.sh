@@ -129,7 +129,7 @@ during() { # COMMAND on the source meanwhile; the run's status, its messages in 
     D2Q_FAULT=rename:stop:1:block-00000 LD_PRELOAD=$shim "$d2q" quantize "$dir/model" -o "$part/out" --group 32 --nsamples 2 --seqlen 32 \
         --bits 3 --quiet >/dev/null 2>"$dir/log" &
     local pid=$!
-    while [ "$(cut -d' ' -f3 /proc/$pid/stat 2>/dev/null || echo T)" != T ]; do sleep 0.02; done # or it has ended
+    while [[ $(cut -d' ' -f3 /proc/$pid/stat 2>/dev/null || echo Z) != [TZ] ]]; do sleep 0.02; done # or it has ended
     "$@"
     kill -CONT $pid
     wait $pid
