@@ -143,8 +143,8 @@ bool file_exists(const char *path)
 int file_head(const char *path, void *buf, size_t n)
 {
     int fd;
-    size_t size;
-    if (open_regular(path, &fd, &size, NULL))
+    struct stat st;
+    if (open_regular(path, &fd, &st, NULL))
         return -1;
     ssize_t got = read(fd, buf, n);
     close(fd);
