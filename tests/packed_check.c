@@ -107,7 +107,7 @@ static int compare_many(const struct packed_kernels *k, const struct tensor *w, 
         bias[i] = rnd();
     for (int i = 0; i < N * ROWS; i++)
         many[i] = 0;
-    struct linear_part p = { w, bias, many, 1 }, q = { w, bias, one, 0 };
+    struct linear_part p = { w, bias, many, 1, NULL }, q = { w, bias, one, 0, NULL };
     if (op_linear_packed(&p, 1, x, N, NULL))
         bad++;
     for (int t = 0; t < N; t++) {
@@ -132,6 +132,37 @@ static int compare_many(const struct packed_kernels *k, const struct tensor *w, 
     return bad;
 }
 
+/* Repacked rows against the generic kernel, which compare() has checked. */
+static int compare_lanes(const struct packed_kernels *k, const struct packed_kernels *generic, const struct tensor *w, const char *what)
+{
+    int64_t n = tensor_cols(w), chunks = (n + 63) / 64;
+    float *x = mem_alloc((size_t)n, sizeof *x), *row = mem_alloc((size_t)n, sizeof *row), got[PACKED_TILE], want[PACKED_ROWS];
+    struct packed_chunk *c = mem_alloc((size_t)chunks, sizeof *c);
+    uint8_t *tiles = packed_lanes_make(k, w);
+    int bad = !tiles;
+    for (int64_t j = 0; j < n; j++)
+        x[j] = rnd() * (j % 97 == 5 ? 300.0f : 1.0f);
+    k->quantize(x, n, c);
+    if (tiles)
+        k->lanes[w->type]->rows(tiles, n, c, got);
+    for (int64_t i = 0; i < ROWS && tiles; i++) {
+        struct packed_rows r;
+        double size = 0;
+        packed_take(w, i, &r);
+        packed_find(generic, w)(&r, c, x, want);
+        tensor_rows_f32(w, i, 1, row);
+        for (int64_t j = 0; j < n; j++)
+            size += fabs((double)row[j] * (double)x[j]) + 0.01 * fabs((double)row[j]) * (double)c[j / 64].d[j % 64 / 4];
+        if (!(fabs((double)got[i] - (double)want[0]) <= 1e-5 * size + 1e-6)) {
+            printf("%s %s of %lld, repacked row %d: generic %.9g, found %.9g\n", k->name, what, (long long)n, (int)i, (double)want[0],
+                   (double)got[i]);
+            bad++;
+        }
+    }
+    mem_free(x), mem_free(row), mem_free(c), mem_free(tiles);
+    return bad;
+}
+
 static int check_type(const struct packed_kernels *k, const struct packed_kernels *generic, enum dtype t, int64_t n)
 {
     const struct dtype_info *d = &dtype_table[t];
@@ -151,6 +182,8 @@ static int check_type(const struct packed_kernels *k, const struct packed_kernel
     int bad = compare(k, generic, &w, d->name);
     if (k->gemm && packed_find_unpack(k, &w))
         bad += compare_many(k, &w, d->name);
+    if (k->lanes && k->lanes[t])
+        bad += compare_lanes(k, generic, &w, d->name);
     mem_free(data);
     return bad;
 }

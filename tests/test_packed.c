@@ -54,7 +54,7 @@ static void test_op(void **state)
         assert_int_equal(op_linear(&w, bias, x, n, want, 0, NULL), 0);
         assert_int_equal(op_linear(&v, NULL, x, n, z, 0, NULL), 0);
         for (int threads = 1; threads <= 3; threads++) {
-            struct linear_part p[2] = { { &w, bias, y[0], 0 }, { &v, NULL, y[1], 1 } };
+            struct linear_part p[2] = { { &w, bias, y[0], 0, NULL }, { &v, NULL, y[1], 1, NULL } };
             memset(y[1], 0, sizeof y[1]);
             par_set_threads(threads);
             assert_int_equal(op_linear_packed(p, 2, x, n, NULL), 0);

@@ -77,6 +77,8 @@ void packed_take(const struct tensor *w, int64_t row0, struct packed_rows *r)
 struct packed_job {
     const struct linear_part *part;
     packed_fn fn[MAX_PARTS];
+    const struct packed_lanes *lanes[MAX_PARTS]; /* of tiles, where there are any */
+    const uint8_t *tiles[MAX_PARTS];
     int64_t step[MAX_PARTS];      /* rows of an item */
     size_t first[MAX_PARTS + 1];  /* item with which a part begins */
     int n_parts;
@@ -96,6 +98,15 @@ static inline bool next_rows(const struct tensor *w, struct packed_rows *r)
     return true;
 }
 
+/* n products of rows from `row` on with token t. */
+static void store_rows(const struct linear_part *part, int64_t t, int64_t row, int64_t n, const float *out)
+{
+    for (int64_t i = 0; i < n; i++) {
+        float *y = part->y + t * tensor_rows(part->w) + row + i, v = out[i] + (part->bias ? part->bias[row + i] : 0.0f);
+        *y = part->accumulate ? *y + v : v;
+    }
+}
+
 static void packed_item(void *ctx, size_t item, int worker)
 {
     (void)worker;
@@ -104,29 +115,33 @@ static void packed_item(void *ctx, size_t item, int worker)
     while (item >= j->first[p + 1])
         p++;
     const struct linear_part *part = &j->part[p];
-    int64_t n_out = tensor_rows(part->w), start = (int64_t)(item - j->first[p]) * j->step[p];
-    int64_t row = start, end = start + j->step[p];
+    int64_t n_out = tensor_rows(part->w), start = (int64_t)(item - j->first[p]) * j->step[p], end = start + j->step[p];
+    int64_t at_once = j->tiles[p] ? PACKED_TILE : PACKED_ROWS;
+    const uint8_t *tile = j->tiles[p] ? j->tiles[p] + start / PACKED_TILE * packed_tile_bytes(j->lanes[p], j->n_in) : NULL;
     struct packed_rows r;
-    for (end = end < n_out ? end : n_out; row < end; row += PACKED_ROWS) {
-        float out[PACKED_ROWS];
-        if (row == start || row + PACKED_ROWS > n_out || !next_rows(part->w, &r))
+    end = end < n_out ? end : n_out;
+    for (int64_t row = start; row < end; row += at_once) {
+        float out[PACKED_TILE];
+        if (!tile && (row == start || row + PACKED_ROWS > n_out || !next_rows(part->w, &r)))
             packed_take(part->w, row, &r);
         for (int64_t t = 0; t < j->n; t++) {
-            j->fn[p](&r, j->x + t * j->chunks, j->xf + t * j->n_in, out);
-            for (int64_t i = 0; i < PACKED_ROWS && row + i < end; i++) {
-                float *y = part->y + t * n_out + row + i, v = out[i] + (part->bias ? part->bias[row + i] : 0.0f);
-                *y = part->accumulate ? *y + v : v;
-            }
+            if (tile)
+                j->lanes[p]->rows(tile, j->n_in, j->x + t * j->chunks, out);
+            else
+                j->fn[p](&r, j->x + t * j->chunks, j->xf + t * j->n_in, out);
+            store_rows(part, t, row, end - row < at_once ? end - row : at_once, out);
         }
+        if (tile)
+            tile += packed_tile_bytes(j->lanes[p], j->n_in);
     }
 }
 
-/* Rows of about ITEM_BYTES. */
-static int64_t rows_of_item(const struct tensor *w)
+/* Rows of about ITEM_BYTES, whole tiles. */
+static int64_t rows_of_item(const struct tensor *w, int64_t at_once)
 {
     double bits = w->type == DT_QMAT ? w->q->bits : 8.0 * dtype_table[w->type].block_bytes / dtype_table[w->type].block_len;
     int64_t rows = (int64_t)(ITEM_BYTES * 8 / (bits * (double)tensor_cols(w)));
-    return (rows < PACKED_ROWS ? 1 : rows / PACKED_ROWS) * PACKED_ROWS;
+    return (rows < at_once ? 1 : rows / at_once) * at_once;
 }
 
 /* ---- many tokens: see packed.h ------------------------------------------------ */
@@ -267,7 +282,9 @@ int op_linear_packed(const struct linear_part *part, int n_parts, const float *x
         return linear_gemm(k, part, n_parts, x, n, e);
     for (int p = 0; p < n_parts && all; p++) {
         j.fn[p] = packed_find(k, part[p].w);
-        j.step[p] = j.fn[p] ? rows_of_item(part[p].w) : 1;
+        j.tiles[p] = packed_slot_use(part[p].slot, k, part[p].w);
+        j.lanes[p] = j.tiles[p] ? k->lanes[part[p].w->type] : NULL;
+        j.step[p] = j.fn[p] ? rows_of_item(part[p].w, j.tiles[p] ? PACKED_TILE : PACKED_ROWS) : 1;
         j.first[p + 1] = j.first[p] + (size_t)((tensor_rows(part[p].w) + j.step[p] - 1) / j.step[p]);
         all = j.fn[p] != NULL;
     }

@@ -10,6 +10,7 @@
 #ifndef D2Q_BACKEND_PACKED_H
 #define D2Q_BACKEND_PACKED_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -72,6 +73,20 @@ struct packed_dense { /* a chunk of a token */
 typedef void (*packed_gemm_fn)(const struct packed_tile *w, const struct packed_dense *const x[PACKED_TOKENS], int64_t chunks, int per,
                                float out[PACKED_TOKENS][PACKED_TILE]);
 
+/* Decoding the same matrix again and again: its rows are repacked (packed_lanes.c) once, 16 side by side, a lane for each; then no sum
+ * runs across lanes, and unpacking costs a third. The copy takes as much memory as the matrix (and up to 5 % more). */
+struct packed_lanes { /* of a type */
+    int bits, block, head; /* of a code; inputs and bytes of factors of a block */
+    /* out[i]: the products of the rows of a tile. x as for packed_fn. */
+    void (*rows)(const uint8_t *tile, int64_t n_in, const struct packed_chunk *x, float out[PACKED_TILE]);
+};
+
+struct packed_slot { /* where a matrix's repacked copy stands */
+    const void *of;  /* its data; of another, or of replaced data, the copy is not used */
+    _Atomic(uint8_t *) tiles;
+    atomic_int uses;
+};
+
 struct packed_kernels {
     const char *name; /* of isa.def */
     bool needs_vnni;
@@ -80,6 +95,7 @@ struct packed_kernels {
     packed_fn qmat[5];        /* by bits */
     const struct packed_unpack *unpack; /* float16 types have none */
     packed_gemm_fn gemm;      /* NULL: many tokens are multiplied in float */
+    const struct packed_lanes *const *lanes; /* by type; NULL: none */
 };
 
 extern const struct packed_unpack packed_unpack_generic, packed_unpack_avx2, packed_unpack_neon;
@@ -93,11 +109,21 @@ packed_unpack_fn packed_find_unpack(const struct packed_kernels *k, const struct
 /* Rows of w from row0 on for a kernel; rows past the end repeat the last one. */
 void packed_take(const struct tensor *w, int64_t row0, struct packed_rows *r);
 
+int64_t packed_tile_bytes(const struct packed_lanes *l, int64_t n_in);
+/* Tiles of w, from mem_alloc; NULL: no such kernel for its type, or no memory. */
+uint8_t *packed_lanes_make(const struct packed_kernels *k, const struct tensor *w);
+/* Counts a use of w; the tiles once there were enough of them. NULL: use the matrix itself. Safe from several threads. */
+const uint8_t *packed_slot_use(struct packed_slot *s, const struct packed_kernels *k, const struct tensor *w);
+void packed_slot_release(struct packed_slot *s);
+
+extern const struct packed_lanes *const packed_lanes_avx512[DT_COUNT];
+
 struct linear_part {
     const struct tensor *w;
     const float *bias; /* or NULL */
     float *y;          /* (n, n_out) */
     int accumulate;
+    struct packed_slot *slot; /* or NULL: never repacked */
 };
 
 /* Several matrices times the same x (n, n_in): one round over all threads. Matrices that no kernel takes, and

@@ -55,7 +55,7 @@ static float *row_of(const struct hparams *hp, const struct kv_cache *c, float *
 
 static struct linear_part part(const struct linear *l, float *y, int accumulate)
 {
-    return (struct linear_part){ &l->w, l->b, y, accumulate };
+    return (struct linear_part){ &l->w, l->b, y, accumulate, l->slot };
 }
 
 static int qkv(const struct model *m, const struct layer *l, bool packed, const float *x, int64_t n, const int32_t *pos,
@@ -92,7 +92,7 @@ static int head(const struct model *m, bool packed, const float *h, int64_t n, f
 {
     if (!packed)
         return fwd_logits(m, h, n, x, logits, e);
-    const struct linear_part p = { &m->lm_head, NULL, logits, 0 };
+    const struct linear_part p = { &m->lm_head, NULL, logits, 0, &m->slots[m->hp.n_layer * ROLE_COUNT] };
     op_rmsnorm(h, m->out_norm, n, m->hp.n_embd, m->hp.rms_eps, x);
     return op_linear_packed(&p, 1, x, n, e);
 }

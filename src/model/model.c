@@ -178,6 +178,11 @@ static int refuse_norms(struct loader *l)
     return 0;
 }
 
+static size_t slot_count(const struct model *m)
+{
+    return (size_t)(m->hp.n_layer * ROLE_COUNT + 1);
+}
+
 static int load_tensors(struct loader *l)
 {
     struct model *m = l->m;
@@ -193,11 +198,19 @@ static int load_tensors(struct loader *l)
                                  &m->lm_head))
         return -1;
     m->layers = arena_zalloc(&m->arena, (size_t)hp->n_layer, sizeof *m->layers);
-    if (!m->layers)
+    m->slots = arena_zalloc(&m->arena, slot_count(m), sizeof *m->slots);
+    if (!m->layers || !m->slots)
         return err_nomem(l->e, "layers", (size_t)hp->n_layer * sizeof *m->layers);
-    for (int64_t i = 0; i < hp->n_layer; i++)
+    for (int64_t i = 0; i < hp->n_layer; i++) {
         if (load_layer(l, i, &m->layers[i]))
             return -1;
+        for (int r = 0; r < ROLE_COUNT; r++) {
+            struct linear *lin = &m->layers[i].lin[r];
+            lin->slot = &m->slots[i * ROLE_COUNT + r];
+            lin->slot->of = lin->w.data;
+        }
+    }
+    m->slots[hp->n_layer * ROLE_COUNT].of = m->lm_head.data;
     if (l->gguf) { /* flags say what is there, whatever the family's rule */
         hp->qkv_bias = hp->o_bias = hp->mlp_bias = false;
         for (int64_t i = 0; i < hp->n_layer; i++)
@@ -304,6 +317,8 @@ void model_free(struct model *m)
 {
     if (!m)
         return;
+    for (size_t i = 0; m->slots && i < slot_count(m); i++)
+        packed_slot_release(&m->slots[i]);
     tokenizer_free(m->tok);
     json_decref(m->config);
     checkpoint_free(m->ck);

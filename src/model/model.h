@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "backend/packed.h"
 #include "base/err.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -38,6 +39,7 @@ int64_t role_cols(const struct hparams *hp, enum role r);
 struct linear {
     struct tensor w;  /* (n_out, n_in) */
     const float *b;   /* (n_out) or NULL */
+    struct packed_slot *slot; /* of the model, for decoding */
 };
 
 struct layer {
@@ -58,6 +60,7 @@ struct model {
     const float *inv_freq;   /* (head_dim/2), rope scaling applied */
     float rope_attn_scale;   /* factor on cos and sin, 1 but for some scalings */
     struct layer *layers;    /* n_layer */
+    struct packed_slot *slots; /* of each linear of each layer, then lm_head */
 };
 
 /* Unknown architectures and options are refused by name; NaN is not looked for here. */

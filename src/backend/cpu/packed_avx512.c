@@ -598,4 +598,5 @@ const struct packed_kernels packed_avx512 = {
     .qmat = { [2] = rows_int2, [3] = rows_int3, [4] = rows_int4 },
     .unpack = &packed_unpack_avx2,
     .gemm = gemm,
+    .lanes = packed_lanes_avx512,
 };
