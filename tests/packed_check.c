@@ -180,7 +180,7 @@ static int check_type(const struct packed_kernels *k, const struct packed_kernel
             fix_factors(t, data + i, d->block_bytes);
     struct tensor w = { .name = "w", .type = t, .n_dims = 2, .dim = { ROWS, n, 1, 1 }, .data = data, .size = size };
     int bad = compare(k, generic, &w, d->name);
-    if (k->gemm && packed_find_unpack(k, &w))
+    if (packed_find_unpack(k, &w))
         bad += compare_many(k, &w, d->name);
     if (k->lanes && k->lanes[t])
         bad += compare_lanes(k, generic, &w, d->name);

@@ -260,14 +260,19 @@ int d2q_bench(d2q_model *dm, const d2q_bench_options *o, char **json, d2q_error 
     double t0 = log_now();
     struct speed s = { .n_prefill = o->prefill, .n_decode = o->decode, .rounds = o->rounds };
     json_t *root = json_object();
-    if ((o->seconds > 0 && bench_products(&dm->m->hp, o->seconds, root, &e)) || speed_measure(dm->m, &s, &e)) {
+    double copy = 0;
+    if ((o->seconds > 0 && (bench_products(&dm->m->hp, o->seconds, root, &e) || (copy = backend_bench_copy(&e)) < 0)) ||
+        speed_measure(dm->m, &s, &e)) {
         json_decref(root);
         return api_fail(err, &e);
     }
+    if (copy > 0)
+        json_object_set_new(root, "copy_bytes_per_second", json_real(copy));
     if (o->prefill > 0)
         json_object_set_new(root, "prefill", json_pack("{sIsf}", "tokens", (json_int_t)o->prefill, "per_second", s.prefill_per_second));
     if (o->decode > 0)
-        json_object_set_new(root, "decode", json_pack("{sIsf}", "tokens", (json_int_t)o->decode, "per_second", s.decode_per_second));
+        json_object_set_new(root, "decode", json_pack("{sIsfsI}", "tokens", (json_int_t)o->decode, "per_second",
+                                                        s.decode_per_second, "bytes", (json_int_t)s.bytes));
     json_object_set_new(root, "isa", json_string(backend_isa()));
     json_object_set_new(root, "blas", json_string(backend_blas()));
     json_object_set_new(root, "threads", json_integer(par_threads()));

@@ -210,3 +210,39 @@ int backend_bench(struct bench_linear *rows, int n_rows, struct bench_rest *rest
             return -1;
     return rest ? bench_rest_of(rest, seconds, e) : 0;
 }
+
+/* ---- memory -------------------------------------------------------------------- */
+
+#define COPY_BYTES ((size_t)128 << 20) /* of a thread: more than a cache holds */
+
+struct copy {
+    uint8_t *from, *to;
+};
+
+static void copy_item(void *ctx, size_t i, int worker)
+{
+    (void)worker;
+    const struct copy *c = ctx;
+    memcpy(c->to + i * COPY_BYTES, c->from + i * COPY_BYTES, COPY_BYTES);
+}
+
+double backend_bench_copy(struct err *e)
+{
+    size_t n = (size_t)par_threads();
+    struct copy c = { mem_alloc(n, COPY_BYTES), mem_alloc(n, COPY_BYTES) };
+    double best = 0;
+    int rc = c.from && c.to ? 0 : err_nomem(e, "buffers to copy", 2 * n * COPY_BYTES);
+    if (!rc) {
+        memset(c.from, 1, n * COPY_BYTES);
+        memset(c.to, 2, n * COPY_BYTES);
+    }
+    for (int round = 0; round < 5 && !rc; round++) {
+        double t = log_now();
+        par_for(n, copy_item, &c);
+        t = 2.0 * (double)(n * COPY_BYTES) / (log_now() - t);
+        best = t > best ? t : best;
+    }
+    mem_free(c.from);
+    mem_free(c.to);
+    return rc ? -1 : best;
+}

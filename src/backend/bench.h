@@ -26,4 +26,7 @@ struct bench_rest {
 int backend_bench(struct bench_linear *rows, int n_rows, struct bench_rest *rest, double seconds,
                   struct err *e);
 
+/* Bytes a second read and written by copying 128 MiB a thread with par_threads() threads, the best of five; -1 with an error. */
+double backend_bench_copy(struct err *e);
+
 #endif

@@ -48,6 +48,8 @@ packed_fn packed_find(const struct packed_kernels *k, const struct tensor *w)
 
 packed_unpack_fn packed_find_unpack(const struct packed_kernels *k, const struct tensor *w)
 {
+    if (!k->gemm || (w->type == DT_Q8_0 && k->gemm_codes < 256))
+        return NULL;
     if (w->type != DT_QMAT)
         return k->unpack->type[w->type];
     return whole_groups(w->q) ? k->unpack->qmat[w->q->bits] : NULL;
@@ -275,7 +277,7 @@ int op_linear_packed(const struct linear_part *part, int n_parts, const float *x
 {
     const struct packed_kernels *k = packed_kernels();
     struct packed_job j = { .part = part, .n_parts = n_parts, .xf = x, .n = n, .n_in = tensor_cols(part->w) };
-    bool all = n <= FEW && n_parts <= MAX_PARTS, many = n > FEW && k->gemm;
+    bool all = n <= FEW && n_parts <= MAX_PARTS, many = n > FEW;
     for (int p = 0; p < n_parts && many; p++)
         many = packed_find_unpack(k, part[p].w) != NULL;
     if (many)

@@ -95,6 +95,7 @@ struct packed_kernels {
     packed_fn qmat[5];        /* by bits */
     const struct packed_unpack *unpack; /* float16 types have none */
     packed_gemm_fn gemm;      /* NULL: many tokens are multiplied in float */
+    int gemm_codes;           /* it takes types with at most so many codes */
     const struct packed_lanes *const *lanes; /* by type; NULL: none */
 };
 
@@ -103,7 +104,7 @@ extern const struct packed_kernels packed_generic, packed_avx2, packed_avx512, p
 
 /* Those that go with cpu_kernels(); packed_avx512 needs VNNI, without it avx2's are taken. */
 const struct packed_kernels *packed_kernels(void);
-/* NULL: w has no packed kernel (float32, groups of odd sizes, act-order). */
+/* NULL: w has no packed kernel (float32, groups of odd sizes, act-order); and no product of many tokens. */
 packed_fn packed_find(const struct packed_kernels *k, const struct tensor *w);
 packed_unpack_fn packed_find_unpack(const struct packed_kernels *k, const struct tensor *w);
 /* Rows of w from row0 on for a kernel; rows past the end repeat the last one. */

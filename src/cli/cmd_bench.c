@@ -26,6 +26,21 @@ static void print_speed(const json_t *r, const char *what)
         printf("%-8s %5.0f tokens %9.1f tokens/s\n", what, show_num(s, "tokens"), show_num(s, "per_second"));
 }
 
+/* What decoding reads of its weights, beside what copying reads and writes. */
+static void print_memory(const json_t *r)
+{
+    double copy = show_num(r, "copy_bytes_per_second");
+    const json_t *s = json_object_get(r, "decode");
+    if (copy <= 0)
+        return;
+    printf("memory   copy %.1f GB/s", 1e-9 * copy);
+    if (s) {
+        double read = show_num(s, "bytes") * show_num(s, "per_second");
+        printf("; decode reads %.1f GB/s (%.0f%%)", 1e-9 * read, 100 * read / copy);
+    }
+    putchar('\n');
+}
+
 static int print(const json_t *r)
 {
     const json_t *rows = json_object_get(r, "gflops"), *row;
@@ -33,6 +48,7 @@ static int print(const json_t *r)
     printf("%s kernels, OpenBLAS %s, %.0f threads\n", show_str(r, "isa"), show_str(r, "blas"), show_num(r, "threads"));
     print_speed(r, "prefill");
     print_speed(r, "decode");
+    print_memory(r);
     if (!rows)
         return show_flush();
     printf("\nGFLOP/s (share of cblas_sgemm with its own threads)\n\n");

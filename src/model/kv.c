@@ -162,6 +162,18 @@ static int blocks(const struct model *m, struct kv_cache *const *c, int64_t n_se
     return 0;
 }
 
+/* Repacked weights are read in their place: the stored ones need not stay in memory besides. Once, when all are. */
+static void forget_stored(const struct model *m, struct kv_cache *c)
+{
+    int64_t n = m->hp.n_layer * ROLE_COUNT;
+    if (!c->packed || c->forgot || !atomic_load(&m->slots[n - 1].tiles))
+        return;
+    for (int64_t i = 0; i < n; i++)
+        if (atomic_load(&m->slots[i].tiles))
+            checkpoint_forget(m->ck, m->slots[i].of, m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w.size);
+    c->forgot = true;
+}
+
 static int check_room(const struct kv_cache *c, int64_t n, struct err *e)
 {
     if (n <= c->cap - c->n)
@@ -183,6 +195,7 @@ int kv_forward(const struct model *m, struct kv_cache *c, const int32_t *ids, in
     if (blocks(m, &c, 1, &c->f, c->h, n, e))
         return -1;
     c->n += n;
+    forget_stored(m, c);
     if (!logits)
         return 0;
     int64_t rows = all ? n : 1;

@@ -118,6 +118,7 @@ int fwd_logits(const struct model *m, const float *h, int64_t n, float *x, float
 struct kv_cache {
     int64_t cap, n;    /* positions; n are filled */
     bool packed;       /* products by op_linear_packed: activations rounded to 8 bits; false after kv_init */
+    bool forgot;       /* stored weights that have been repacked are no longer in memory */
     float *k, *v;      /* (n_layer, cap, n_head_kv*head_dim) */
     struct fwd f;
     float *h;

@@ -5,7 +5,7 @@
 #include "base/mem.h"
 #include "run/session.h"
 
-#define WARM 4
+#define WARM 9 /* tokens: by then weights are repacked (packed_lanes.c) */
 
 static int one_round(struct session *s, const int32_t *ids, int64_t n_prefill, int64_t n_decode, double *prefill, double *decode,
                      struct err *e)
@@ -29,6 +29,21 @@ static int one_round(struct session *s, const int32_t *ids, int64_t n_prefill, i
     return 0;
 }
 
+static int64_t stored_bytes(const struct tensor *w)
+{
+    const struct qmat *q = w->q;
+    return w->type == DT_QMAT ? q->n_out * (4 * q->row_words + 3 * q->n_groups) : (int64_t)w->size;
+}
+
+static int64_t weight_bytes(const struct model *m)
+{
+    int64_t bytes = stored_bytes(&m->lm_head);
+    for (int64_t i = 0; i < m->hp.n_layer; i++)
+        for (int r = 0; r < ROLE_COUNT; r++)
+            bytes += stored_bytes(&m->layers[i].lin[r].w);
+    return bytes;
+}
+
 int speed_measure(const struct model *m, struct speed *p, struct err *e)
 {
     int64_t cap = (p->n_prefill > p->n_decode ? p->n_prefill : p->n_decode) + WARM;
@@ -44,6 +59,7 @@ int speed_measure(const struct model *m, struct speed *p, struct err *e)
     int rc = session_init(&s, m, cap, e);
     if (!rc) {
         double prefill, decode;
+        p->bytes = weight_bytes(m);
         rc = one_round(&s, ids, p->n_prefill > 0 ? WARM : 0, p->n_decode > 0 ? WARM : 0, &prefill, &decode, e);
         for (int64_t i = 0; i < p->rounds && !rc; i++) {
             rc = one_round(&s, ids, p->n_prefill, p->n_decode, &prefill, &decode, e);

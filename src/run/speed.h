@@ -8,6 +8,7 @@
 struct speed {
     int64_t n_prefill, n_decode, rounds;         /* given; 0 tokens: not measured */
     double prefill_per_second, decode_per_second; /* of the best round */
+    int64_t bytes; /* of the weights that a new token reads */
 };
 
 /* Each round begins with an empty context and random tokens, after one round of a few that warms up (maps the file, starts

@@ -598,5 +598,6 @@ const struct packed_kernels packed_avx512 = {
     .qmat = { [2] = rows_int2, [3] = rows_int3, [4] = rows_int4 },
     .unpack = &packed_unpack_avx2,
     .gemm = gemm,
+    .gemm_codes = 256,
     .lanes = packed_lanes_avx512,
 };
