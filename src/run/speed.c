@@ -5,7 +5,7 @@
 #include "base/mem.h"
 #include "run/session.h"
 
-#define WARM 9 /* tokens: by then weights are repacked (packed_lanes.c) */
+#define WARM 26 /* tokens: by then weights are repacked (packed_lanes.c) */
 
 static int one_round(struct session *s, const int32_t *ids, int64_t n_prefill, int64_t n_decode, double *prefill, double *decode,
                      struct err *e)
