@@ -1,5 +1,5 @@
 /* packed_body: the packed kernels in plain C, for generic, avx2 and neon; KERNELS_ISA, INLINE, half and dot_groups are
- * defined by the including file, and GEMM if it has one (codes below 64).
+ * defined by the including file, and GEMM, its product of many tokens (codes below 64) or NULL.
  *
  * A type is its unpacking of one chunk of 64 inputs to codes, a and b (see packed.h); the rest is common. The
  * including file has dot_groups, the sums of 16 products of bytes, for its instruction set (integers, so all agree to
@@ -313,8 +313,6 @@ const struct packed_kernels TABLE(KERNELS_ISA) = {
               [DT_Q5_K] = rows_q5_k, [DT_Q6_K] = rows_q6_k, [DT_TQ2_0] = rows_tq2_0, [DT_Q2_0] = rows_q2_0 },
     .qmat = { [2] = rows_int2, [3] = rows_int3, [4] = rows_int4 },
     .unpack = &UNPACK(KERNELS_ISA),
-#ifdef GEMM
     .gemm = GEMM,
     .gemm_codes = 64,
-#endif
 };

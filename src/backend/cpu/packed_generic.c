@@ -3,6 +3,7 @@
 #include "tensor/half.h"
 
 #define KERNELS_ISA generic
+#define GEMM NULL
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE float half(uint16_t h)

@@ -5,6 +5,7 @@
 #include "tensor/half.h"
 
 #define KERNELS_ISA neon
+#define GEMM NULL
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE float half(uint16_t h)
