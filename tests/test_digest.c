@@ -25,11 +25,11 @@ static const struct {
     { "qwen2", "gptq", "default", GRID_sym, 4, 0, 0, "885768a89329ea224483e86e3468db8799fd16e5e2eed6f69a0c8d06d4cd0429" },
     { "llama", "gptaq", "default", GRID_asym, 2, 0, 0, "8f7984a24a391d9e2a71345993f3fb0084138622d9b17822f5d87813c4bdd2a1" },
     { "llama", "boa", "default", GRID_asym, 2, 0, 0, "2cbaa7c1b60640b0e3157ccd0a87e4326325452b473a4f722f304a420eda733f" },
-    { "llama", "d2quant", "default", GRID_asym, 2, 0, 0, "a64f858e448e55569a787247cdc1aa768d86bbe1973d77fd3bd8143e9e2ccb64" },
-    { "qwen3", "d2quant", "default", GRID_q2_0, 2, 0, 0, "1d09d508eff6682d78a194735efd26f7ac2dc2dc477469e24205d89b945aa803" },
-    { "llama", "d2quant", "paper", GRID_asym, 3, 0, 0, "9cdaa873c4c40d60eef23fdcb7a0d6cd8e8c392c1b2dcf89bff45e27d9f10f96" },
-    { "llama", "d2quant", "default", GRID_q2_k, 2, 1, 0, "4a8af22319edde4281ec7154019bc85e76d58cfe337bdb19b51d0302f247154e" },
-    { "llama.gguf", "d2quant", "default", GRID_asym, 2, 0, 1, "61d6d3f28f6691d216f722fc734779c7143a2d2fe59040fc09ba876835b5ee27" },
+    { "llama", "d2quant", "default", GRID_asym, 2, 0, 0, "133ecb8bb7b0106a4985fea64f83c7103d4e9a308e74fc47ad750b4c9c99d585" },
+    { "qwen3", "d2quant", "default", GRID_q2_0, 2, 0, 0, "837b00f4b06baecaef65d295072db6123cf74d015de839b8a349f7096288d4f1" },
+    { "llama", "d2quant", "paper", GRID_asym, 3, 0, 0, "dc43f8c5e820d2b8a98bfaeb964b72d999db86dcda79cd5f1e8403dc83d66ef5" },
+    { "llama", "d2quant", "default", GRID_q2_k, 2, 1, 0, "5f31d2ada04f8f491180b125b79e8c6da19790d0e189bcfec663781485cf8d4d" },
+    { "llama.gguf", "d2quant", "default", GRID_asym, 2, 0, 1, "c7bdae47a14e024ee1342c9c47b84ca36cbd212f3b85a98726503e7cb4f0ba39" },
 };
 
 static void add(struct sha256_ctx *c, const void *p, size_t n)

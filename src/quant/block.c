@@ -44,7 +44,7 @@ static int record_scales(const float *s_c, int64_t n, struct quant_block *out, s
     return 0;
 }
 
-/* down_proj with DSQ: up_proj absorbs s^c, and so does the stored activation that down will see. */
+/* down_proj with DSQ: up_proj absorbs s^c. */
 static int absorb(struct block *b, const float *s_c, struct err *e)
 {
     struct run *r = b->run;
@@ -60,12 +60,7 @@ static int absorb(struct block *b, const float *s_c, struct err *e)
     }
     struct grid g;
     quant_grid(r->o, b->index, ROLE_UP, up->w.dim[1], &g);
-    if (dsq_absorb(&up->w, &g, bias, s_c, e) || record_scales(s_c, n_ff, b->out, e))
-        return -1;
-    for (int64_t t = 0; t < r->n_tok; t++)
-        for (int64_t j = 0; j < n_ff; j++)
-            r->mid[t * n_ff + j] *= s_c[j];
-    return 0;
+    return dsq_absorb(&up->w, &g, bias, s_c, e) || record_scales(s_c, n_ff, b->out, e) ? -1 : 0;
 }
 
 #define HALF_MAX 65504.0f

@@ -16,11 +16,11 @@ struct run {
     void *ud;
     struct quant_result *res;
     bool use_float;      /* the float path is needed: propagated error, DAC */
-    int64_t n_tok, longest, wide; /* calibration tokens, longest sequence, max(n_head*head_dim, n_ff) */
+    int64_t n_tok, longest; /* calibration tokens, longest sequence */
     struct tensor embd, float_head; /* the float model's, whatever becomes of its own */
     const float *float_norm;
     float *hq, *hf;      /* (n_tok, n_embd) */
-    float *mid;          /* (n_tok, wide): quantized path's input of o, later of down */
+    float *mid;          /* (n_tok, n_head*head_dim): quantized path's input of o */
     struct fwd fq, ff;   /* one sequence */
     struct rotator rot;  /* with o->rotate */
     struct arena arena;

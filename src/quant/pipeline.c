@@ -1,8 +1,8 @@
 /* pipeline: quantize_model, block by block. Invariants:
  *   - at the start of block l, hq and hf are the hidden states of all calibration tokens at its input, through the
  *     quantized and the float blocks before it;
- *   - every stage of a block is computed once per path; the quantized path's input of o and of down waits in `mid`
- *     until that matrix is quantized, the float path never waits;
+ *   - every stage of a block is computed once per path, but down's input on the quantized path: that of o waits in `mid` until o is
+ *     quantized; down's, the widest there is, is computed again, from up_proj with DSQ's scales merged as it is stored;
  *   - the float path is skipped where the method needs none. */
 #include <math.h>
 #include <string.h>
@@ -411,6 +411,16 @@ static void block_error(const struct seq *s, int64_t d, float *f, float *norms, 
         }
 }
 
+static int round_biases(struct block *b, struct err *e)
+{
+    for (int role = ROLE_GATE; role <= ROLE_UP; role++) {
+        struct linear *l = &b->fq->lin[role];
+        if (b->run->o->kept == DT_F16 && round_vector(b->run->m, &l->b, tensor_rows(&l->w), e))
+            return -1;
+    }
+    return 0;
+}
+
 static int stage_down(struct block *b, struct err *e)
 {
     struct run *r = b->run;
@@ -422,16 +432,15 @@ static int stage_down(struct block *b, struct err *e)
     int rc = 0;
     for (int64_t i = 0; !rc && i < r->calib->n; i++) {
         struct seq s = seq_at(r, i);
-        float *g = r->mid + s.t0 * d;
         double t0 = log_now();
         fwd_ffn_in(r->m, b->fq, s.hq, s.n, r->fq.x);
-        rc = fwd_act(b->fq, &r->fq, r->fq.x, s.n, g, e);
+        rc = fwd_act(b->fq, &r->fq, r->fq.x, s.n, r->fq.g, e);
         if (!rc && s.hf) {
             fwd_ffn_in(r->m, &b->ff, s.hf, s.n, r->ff.x);
             rc = fwd_act(&b->ff, &r->ff, r->ff.x, s.n, r->ff.g, e);
         }
         double t1 = log_now();
-        rc = rc || stats_add(&st, g, s.hf ? r->ff.g : NULL, s.hq, s.hf, s.n, e);
+        rc = rc || stats_add(&st, r->fq.g, s.hf ? r->ff.g : NULL, s.hq, s.hf, s.n, e);
         double t2 = log_now();
         if (!rc && s.hf)
             rc = fwd_ffn_out(&b->ff, r->ff.g, s.n, s.hf, e);
@@ -439,12 +448,13 @@ static int stage_down(struct block *b, struct err *e)
         r->res->seconds_stats += t2 - t1;
         r->res->seconds_forward += log_now() - t2 + t1 - t0;
     }
-    rc = rc || block_solve(b, ROLE_DOWN, 1, &st, e);
+    rc = rc || block_solve(b, ROLE_DOWN, 1, &st, e) || round_biases(b, e);
     stats_release(&st);
     double t0 = log_now(), num = 0, den = 0;
     for (int64_t i = 0; !rc && i < r->calib->n; i++) {
         struct seq s = seq_at(r, i);
-        rc = fwd_ffn_out(b->fq, r->mid + s.t0 * d, s.n, s.hq, e);
+        fwd_ffn_in(r->m, b->fq, s.hq, s.n, r->fq.x);
+        rc = fwd_act(b->fq, &r->fq, r->fq.x, s.n, r->fq.g, e) || fwd_ffn_out(b->fq, r->fq.g, s.n, s.hq, e);
         if (!rc && op_find_bad(s.hq, s.n * hp->n_embd) >= 0)
             rc = err_set(e, ERR_NUMERIC, "block %lld: NaN or Inf in its output on calibration sequence %lld",
                          (long long)b->index, (long long)i);
@@ -457,16 +467,6 @@ static int stage_down(struct block *b, struct err *e)
     b->out->out_err = den > 0 ? num / den : 0;
     r->res->seconds_forward += log_now() - t0;
     return rc ? -1 : 0;
-}
-
-static int round_biases(struct block *b, struct err *e)
-{
-    for (int role = ROLE_GATE; role <= ROLE_UP; role++) {
-        struct linear *l = &b->fq->lin[role];
-        if (b->run->o->kept == DT_F16 && round_vector(b->run->m, &l->b, tensor_rows(&l->w), e))
-            return -1;
-    }
-    return 0;
 }
 
 /* One stage, its part of the times added to the profile. */
@@ -492,7 +492,7 @@ static int block_run(struct run *r, int64_t index, struct err *e)
         rc = tick(&b, "rtn", 0, 0, e) || block_solve(&b, ROLE_Q, ROLE_COUNT, NULL, e);
     else if (!rc)
         rc = stage(&b, STAGE_QKV, stage_qkv, e) || stage(&b, STAGE_O, stage_o, e) ||
-             stage(&b, STAGE_GATE_UP, stage_gate_up, e) || stage(&b, STAGE_DOWN, stage_down, e) || round_biases(&b, e);
+             stage(&b, STAGE_GATE_UP, stage_gate_up, e) || stage(&b, STAGE_DOWN, stage_down, e);
     arena_release(&b.arena);
     return rc ? -1 : 0;
 }
@@ -509,16 +509,16 @@ static int run_states(struct run *r, struct err *e)
     for (int64_t i = 0; i < c->n; i++)
         if (c->start[i + 1] - c->start[i] > r->longest)
             r->longest = c->start[i + 1] - c->start[i];
-    r->wide = hp->n_head * hp->head_dim > hp->n_ff ? hp->n_head * hp->head_dim : hp->n_ff;
-    if (r->n_tok < r->wide)
+    int64_t d = hp->n_head * hp->head_dim, wide = d > hp->n_ff ? d : hp->n_ff;
+    if (r->n_tok < wide)
         log_warn(r->log, "calibration: %lld tokens for statistics of up to %lld inputs: the rest is damping, expect no better than rounding",
-                 (long long)r->n_tok, (long long)r->wide);
+                 (long long)r->n_tok, (long long)wide);
     size_t n = (size_t)(r->n_tok * hp->n_embd);
     r->hq = arena_alloc(&r->arena, n, sizeof *r->hq);
     r->hf = r->use_float ? arena_alloc(&r->arena, n, sizeof *r->hf) : NULL;
-    r->mid = arena_alloc(&r->arena, (size_t)(r->n_tok * r->wide), sizeof *r->mid);
+    r->mid = arena_alloc(&r->arena, (size_t)(r->n_tok * d), sizeof *r->mid);
     if (!r->hq || !r->mid || (r->use_float && !r->hf))
-        return err_nomem(e, "hidden states", (size_t)(r->n_tok * (2 * hp->n_embd + r->wide)) * sizeof(float));
+        return err_nomem(e, "hidden states", (size_t)(r->n_tok * (2 * hp->n_embd + d)) * sizeof(float));
     if (fwd_init(&r->fq, hp, r->longest, e) || (r->use_float && fwd_init(&r->ff, hp, r->longest, e)))
         return -1;
     op_embed(&r->m->tok_embd, c->ids, r->n_tok, r->hq);

@@ -86,7 +86,6 @@ void quant_plan(const struct model *m, const struct quant_options *o, int64_t ca
     p->vector_bytes = vector_bytes(m, o);
     p->kept_bytes = p->vector_bytes + table_bytes(m, o);
     p->output_bytes = p->quantized_bytes + p->kept_bytes;
-    uint64_t wide = (uint64_t)(hp->n_head * hp->head_dim > hp->n_ff ? hp->n_head * hp->head_dim : hp->n_ff);
     uint64_t block = weights / (uint64_t)(hp->n_layer ? hp->n_layer : 1) * 4;
     p->memory[MEM_SOURCE] = m->ck->data_bytes;
     p->memory[MEM_QUANTIZED] = p->quantized_bytes;
@@ -94,7 +93,7 @@ void quant_plan(const struct model *m, const struct quant_options *o, int64_t ca
     if (o->kept == DT_F16 || o->rotate) /* copies; else F32 stays the view that it is */
         p->memory[MEM_KEPT] = p->kept_bytes;
     if (method_table[o->method].needs_calib) {
-        p->memory[MEM_STATES] = (uint64_t)calib_tokens * ((uint64_t)hp->n_embd * (with_float ? 2 : 1) + wide) * 4;
+        p->memory[MEM_STATES] = (uint64_t)calib_tokens * (uint64_t)(hp->n_embd * (with_float ? 2 : 1) + hp->n_head * hp->head_dim) * 4;
         p->memory[MEM_FORWARD] = fwd_bytes(hp, longest_sequence) * (with_float ? 2 : 1);
         p->memory[MEM_STAGE] = stage_bytes(m, with_float);
         p->memory[MEM_TUNE] = o->tune > 0 ? tune_bytes(m, o, longest_sequence) : 0;
