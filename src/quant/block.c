@@ -162,25 +162,17 @@ static bool propagates(const struct run *r)
     return r->o->method != METHOD_gptaq && (r->o->alpha > 0 || r->o->beta > 0);
 }
 
-/* 0 done, 1 this matrix failed numerically (*e says how), -1 anything else. */
-static int solve_role(struct block *b, enum role role, const struct stats *st, const struct factor *f,
-                      const double *chol, const float *asym, struct quant_tensor *t, struct err *e)
+/* 0 done, 1 this matrix failed numerically (*e says how), -1 anything else. moved: what propagated error aims at, or NULL: W. */
+static int solve_role(struct block *b, enum role role, const struct stats *st, const struct factor *f, const float *moved,
+                      const float *asym, struct quant_tensor *t, struct err *e)
 {
-    struct run *r = b->run;
-    const float *w = b->ff.lin[role].w.data;
     size_t n = (size_t)(t->n_out * t->n_in);
     float *target = mem_alloc(n, sizeof *target);
     if (!target)
         return err_nomem(e, t->name, n * sizeof *target);
-    int rc = 0;
-    bool residual = role == ROLE_O || role == ROLE_DOWN;
-    if (chol)
-        rc = propagate_target(st, chol, r->o->alpha, residual ? r->o->beta : 0, w, t->n_out, target, e);
-    else
-        memcpy(target, w, n * sizeof *target);
-    t->dead = !rc && st ? clear_dead(st, target, t->n_out) : 0;
-    if (!rc)
-        rc = solve_one(b, role, target, st, f, asym, chol != NULL, t, e);
+    memcpy(target, moved ? moved : b->ff.lin[role].w.data, n * sizeof *target);
+    t->dead = st ? clear_dead(st, target, t->n_out) : 0;
+    int rc = solve_one(b, role, target, st, f, asym, moved != NULL, t, e);
     mem_free(target);
     return rc && e->code == ERR_NUMERIC ? 1 : rc;
 }
@@ -205,34 +197,59 @@ static int fall_back(struct block *b, enum role role, const struct stats *st, st
     return keep_float(b, role, &g, t, e);
 }
 
-/* What the matrices share: the factor of H, and what propagated error and GPTAQ need. */
+#define MOST 3 /* matrices that share an input and are solved by its statistics */
+
+/* What was made of the statistics before the first matrix is solved: the factor of H, what propagated error aims each matrix at, and
+ * GPTAQ's term. */
 struct shared {
     struct factor f;
-    double *chol;
+    float *moved[MOST]; /* (n_out, n_in) or NULL */
     float *asym;
 };
 
+/* The targets of propagated error. D and R are given back then: with them, the factor and its double, the widest stage would be the
+ * peak of the whole run. */
+static int aim(struct block *b, enum role first, int n, struct stats *st, struct shared *s, struct err *e)
+{
+    const struct quant_options *o = b->run->o;
+    double *chol = NULL;
+    int rc = hessian_cholesky(st->h, st->d, o->prop_damp, &chol, e);
+    for (int i = 0; !rc && i < n; i++) {
+        enum role role = (enum role)(first + i);
+        const struct tensor *w = &b->ff.lin[role].w;
+        size_t count = (size_t)(w->dim[0] * w->dim[1]);
+        bool residual = role == ROLE_O || role == ROLE_DOWN;
+        s->moved[i] = mem_alloc(count, sizeof *s->moved[i]);
+        rc = !s->moved[i] ? err_nomem(e, w->name, count * sizeof *s->moved[i])
+                          : propagate_target(st, chol, o->alpha, residual ? o->beta : 0, w->data, w->dim[0], s->moved[i], e);
+    }
+    mem_free(chol);
+    stats_drop_path(st);
+    return rc;
+}
+
 /* 0 done, 1 failed numerically (*why says how), -1 anything else. */
-static int prepare(struct block *b, const char *name, const struct stats *st, struct shared *s, struct err *why)
+static int prepare(struct block *b, enum role first, int n, struct stats *st, struct shared *s, struct err *why)
 {
     struct run *r = b->run;
     const struct quant_options *o = r->o;
     double t0 = log_now();
-    int rc = factor_init(&s->f, st->h, st->d, o->damp, o->order, name, r->log, why) ||
-             (propagates(r) && hessian_cholesky(st->h, st->d, o->prop_damp, &s->chol, why)) ||
+    int rc = (propagates(r) && aim(b, first, n, st, s, why)) ||
+             factor_init(&s->f, st->h, st->d, o->damp, o->order, b->fq->lin[first].w.name, r->log, why) ||
              (o->method == METHOD_gptaq && o->alpha > 0 && gptaq_term(st, &s->f, o->alpha, &s->asym, why));
     r->res->seconds_factor += log_now() - t0;
     return !rc ? 0 : why->code == ERR_NUMERIC ? 1 : -1;
 }
 
 /* One of them; failed: their statistics or factor already did, and *why says how. */
-static int solve_or_fall_back(struct block *b, enum role role, const struct stats *st, const struct shared *s, bool failed, struct err *why)
+static int solve_or_fall_back(struct block *b, enum role role, const struct stats *st, const struct shared *s, const float *moved, bool failed,
+                              struct err *why)
 {
     struct run *r = b->run;
     struct quant_tensor *t = record(b, role);
     const struct factor *f = st && r->o->method != METHOD_rtn ? &s->f : NULL;
     double t0 = log_now();
-    int rc = failed ? 1 : solve_role(b, role, st, f, s->chol, s->asym, t, why);
+    int rc = failed ? 1 : solve_role(b, role, st, f, moved, s->asym, t, why);
     if (rc > 0)
         rc = fall_back(b, role, st, t, why);
     if (rc && why->code == ERR_NUMERIC)
@@ -256,19 +273,20 @@ int block_solve(struct block *b, enum role first, int n, struct stats *st, struc
         st = failed ? NULL : st; /* of no use, not even to judge by */
     }
     if (st && r->o->method != METHOD_rtn) {
-        failed = prepare(b, b->fq->lin[first].w.name, st, &s, &why);
+        failed = prepare(b, first, n, st, &s, &why);
         rc = failed < 0 ? -1 : 0;
     }
     for (int i = 0; !rc && i < n; i++) {
         struct err mine = why;
-        rc = solve_or_fall_back(b, (enum role)(first + i), st, &s, failed != 0, &mine);
+        rc = solve_or_fall_back(b, (enum role)(first + i), st, &s, i < MOST ? s.moved[i] : NULL, failed != 0, &mine);
         if (rc)
             why = mine;
     }
     if (rc)
         err_set(e, why.code, "%s", why.msg);
     factor_release(&s.f);
-    mem_free(s.chol);
+    for (int i = 0; i < MOST; i++)
+        mem_free(s.moved[i]);
     mem_free(s.asym);
     r->res->seconds_solve += log_now() - t0;
     return rc;

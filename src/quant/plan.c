@@ -49,18 +49,20 @@ static uint64_t vector_bytes(const struct model *m, const struct quant_options *
     return n * (o->kept == DT_F16 ? 2 : 4);
 }
 
-/* The largest of the four stages: statistics, the factor (double, then float), target and scratch of one matrix. */
-static uint64_t stage_bytes(const struct model *m, bool with_float)
+/* The largest of the four stages: first the statistics with the Cholesky factor of H in double, then H alone with the solver's factor in
+ * double and in float; the targets of all its matrices and scratch of one. */
+static uint64_t stage_bytes(const struct model *m, const struct quant_options *o, bool with_float)
 {
     const struct hparams *hp = &m->hp;
-    int64_t widths[3][2] = { { hp->n_embd, hp->n_ff }, { hp->n_head * hp->head_dim, hp->n_embd },
-                             { hp->n_ff, hp->n_embd } }; /* input, widest output */
+    int64_t widths[3][3] = { { hp->n_embd, hp->n_ff, 2 }, { hp->n_head * hp->head_dim, hp->n_embd, 1 },
+                             { hp->n_ff, hp->n_embd, 1 } }; /* input, widest output, matrices */
     uint64_t worst = 0;
     for (int i = 0; i < 3; i++) {
         int64_t d = widths[i][0], n_out = widths[i][1];
         uint64_t dd = (uint64_t)(d * d);
-        uint64_t bytes = stats_bytes(d, i ? hp->n_embd : 0, with_float) + dd * 4 + dd * (with_float ? 16 : 8) +
-                         (uint64_t)(n_out * d) * 8;
+        uint64_t aiming = with_float ? stats_bytes(d, i ? hp->n_embd : 0, true) + dd * 8 : 0;
+        uint64_t solving = dd * (o->method == METHOD_gptaq ? 20 : 16); /* D, the factor and three of the like for its term */
+        uint64_t bytes = (aiming > solving ? aiming : solving) + (uint64_t)(n_out * d * (with_float ? widths[i][2] + 1 : 2)) * 4;
         if (bytes > worst)
             worst = bytes;
     }
@@ -95,7 +97,8 @@ void quant_plan(const struct model *m, const struct quant_options *o, int64_t ca
     if (method_table[o->method].needs_calib) {
         p->memory[MEM_STATES] = (uint64_t)calib_tokens * (uint64_t)(hp->n_embd * (with_float ? 2 : 1) + hp->n_head * hp->head_dim) * 4;
         p->memory[MEM_FORWARD] = fwd_bytes(hp, longest_sequence) * (with_float ? 2 : 1);
-        p->memory[MEM_STAGE] = stage_bytes(m, with_float);
+        /* weighted copies of one sequence's inputs are there while statistics are added to */
+        p->memory[MEM_STAGE] = stage_bytes(m, o, with_float) + (uint64_t)(longest_sequence * hp->n_ff * (with_float ? 2 : 1)) * 4;
         p->memory[MEM_TUNE] = o->tune > 0 ? tune_bytes(m, o, longest_sequence) : 0;
     }
     for (int i = 0; i < MEM_COUNT; i++)

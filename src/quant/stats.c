@@ -11,12 +11,13 @@ int stats_init(struct stats *s, int64_t d, int64_t n_res, bool with_diff, enum q
 {
     memset(s, 0, sizeof *s);
     arena_init(&s->arena);
+    arena_init(&s->path);
     s->d = d;
     s->n_res = with_diff ? n_res : 0;
     s->sinks = sinks;
     s->h = arena_zalloc(&s->arena, (size_t)(d * d), sizeof(float));
-    s->dx = with_diff ? arena_zalloc(&s->arena, (size_t)(d * d), sizeof(float)) : NULL;
-    s->r = s->n_res ? arena_zalloc(&s->arena, (size_t)(n_res * d), sizeof(float)) : NULL;
+    s->dx = with_diff ? arena_zalloc(&s->path, (size_t)(d * d), sizeof(float)) : NULL;
+    s->r = s->n_res ? arena_zalloc(&s->path, (size_t)(n_res * d), sizeof(float)) : NULL;
     s->sum_x = arena_zalloc(&s->arena, (size_t)d, sizeof(double));
     s->sum_diff = arena_zalloc(&s->arena, (size_t)d, sizeof(double));
     if (s->h && s->sum_x && s->sum_diff && (!with_diff || s->dx) && (!s->n_res || s->r))
@@ -28,7 +29,14 @@ int stats_init(struct stats *s, int64_t d, int64_t n_res, bool with_diff, enum q
 void stats_release(struct stats *s)
 {
     arena_release(&s->arena);
+    arena_release(&s->path);
     memset(s, 0, sizeof *s);
+}
+
+void stats_drop_path(struct stats *s)
+{
+    arena_release(&s->path);
+    s->dx = s->r = NULL;
 }
 
 uint64_t stats_bytes(int64_t d, int64_t n_res, bool with_diff)

@@ -17,12 +17,14 @@ struct stats {
     double weight;     /* sum of f^2 */
     int64_t n;         /* tokens */
     enum quant_sinks sinks;
-    struct arena arena;
+    struct arena arena, path; /* path: dx and r */
 };
 
 /* n_res 0: no R; with_diff false: neither D nor R (the float path is not needed). */
 int stats_init(struct stats *s, int64_t d, int64_t n_res, bool with_diff, enum quant_sinks sinks, struct err *e);
 void stats_release(struct stats *s);
+/* Gives back dx and r. */
+void stats_drop_path(struct stats *s);
 uint64_t stats_bytes(int64_t d, int64_t n_res, bool with_diff);
 /* One sequence of n tokens: xq, xf (n, d); rq, rf (n, n_res); xf, rq, rf NULL where not asked for. */
 int stats_add(struct stats *s, const float *xq, const float *xf, const float *rq, const float *rf,
