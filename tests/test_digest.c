@@ -29,7 +29,7 @@ static const struct {
     { "qwen3", "d2quant", "default", GRID_q2_0, 2, 0, 0, "837b00f4b06baecaef65d295072db6123cf74d015de839b8a349f7096288d4f1" },
     { "llama", "d2quant", "paper", GRID_asym, 3, 0, 0, "dc43f8c5e820d2b8a98bfaeb964b72d999db86dcda79cd5f1e8403dc83d66ef5" },
     { "llama", "d2quant", "default", GRID_q2_k, 2, 1, 0, "5f31d2ada04f8f491180b125b79e8c6da19790d0e189bcfec663781485cf8d4d" },
-    { "llama.gguf", "d2quant", "default", GRID_asym, 2, 0, 1, "c7bdae47a14e024ee1342c9c47b84ca36cbd212f3b85a98726503e7cb4f0ba39" },
+    { "llama.gguf", "d2quant", "default", GRID_asym, 2, 0, 1, "855419c903c153b1ff51f27eb776e6f78e84761df9b84b645578c93f77f5bbff" },
 };
 
 static void add(struct sha256_ctx *c, const void *p, size_t n)

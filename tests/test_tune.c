@@ -176,15 +176,17 @@ static void tuning_lowers_divergence(void **state)
         struct model *plain = open_model(MODELS "llama"), *tuned = open_model(MODELS "llama");
         struct quant_options o;
         struct quant_result res;
-        struct calib c;
+        struct calib c, fitted;
         struct err e;
         rng = 11;
         make_calib(&c, plain, 24, 32);
+        fitted = c;
+        fitted.n -= c.n / 8; /* what judges the passes takes no part in the statistics */
         assert_int_equal(quant_options_init(&o, "gptq", "default", &e), 0);
         o.grid = cases[k].grid;
         o.bits = cases[k].bits;
         o.group = cases[k].group;
-        assert_int_equal(quantize_model(plain, &o, &c, NULL, NULL, NULL, &res, &e), 0);
+        assert_int_equal(quantize_model(plain, &o, &fitted, NULL, NULL, NULL, &res, &e), 0);
         assert_true(res.tune_before == 0);
         quant_result_release(&res);
         o.tune = 4;

@@ -21,6 +21,7 @@ struct run {
     const float *float_norm;
     float *hq, *hf;      /* (n_tok, n_embd) */
     float *mid;          /* (n_tok, n_head*head_dim): quantized path's input of o */
+    int64_t n_fit;       /* sequences before it fit matrices; the rest are left to judge by */
     struct fwd fq, ff;   /* one sequence */
     struct rotator rot;  /* with o->rotate */
     struct arena arena;

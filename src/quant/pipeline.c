@@ -280,7 +280,7 @@ static int stage_qkv(struct block *b, struct err *e)
         fwd_attn_in(r->m, &b->ff, s.hq, s.n, r->fq.x);
         if (s.hf)
             fwd_attn_in(r->m, &b->ff, s.hf, s.n, r->ff.x);
-        rc = stats_add(&st, r->fq.x, s.hf ? r->ff.x : NULL, NULL, NULL, s.n, e) ||
+        rc = (i < r->n_fit && stats_add(&st, r->fq.x, s.hf ? r->ff.x : NULL, NULL, NULL, s.n, e)) ||
              (b->boa && boa_add(b->boa, r->m, &b->ff, &r->fq, r->fq.x, s.n, e)) || tick(b, "q,k,v", 0, i, e);
     }
     r->res->seconds_stats += log_now() - t0;
@@ -312,7 +312,7 @@ static int stage_o(struct block *b, struct err *e)
             rc = fwd_attn(r->m, &b->ff, &r->ff, r->ff.x, s.n, r->ff.a, e);
         }
         double t1 = log_now();
-        rc = rc || stats_add(&st, a, s.hf ? r->ff.a : NULL, s.hq, s.hf, s.n, e);
+        rc = rc || (i < r->n_fit && stats_add(&st, a, s.hf ? r->ff.a : NULL, s.hq, s.hf, s.n, e));
         double t2 = log_now();
         if (!rc && s.hf)
             rc = fwd_attn_out(&b->ff, r->ff.a, s.n, s.hf, e);
@@ -376,7 +376,7 @@ static int stage_gate_up(struct block *b, struct err *e)
         fwd_ffn_in(r->m, b->fq, s.hq, s.n, r->fq.x);
         if (s.hf)
             fwd_ffn_in(r->m, &b->ff, s.hf, s.n, r->ff.x);
-        rc = stats_add(&st, r->fq.x, s.hf ? r->ff.x : NULL, NULL, NULL, s.n, e) || tick(b, "gate,up", 2, i, e);
+        rc = (i < r->n_fit && stats_add(&st, r->fq.x, s.hf ? r->ff.x : NULL, NULL, NULL, s.n, e)) || tick(b, "gate,up", 2, i, e);
     }
     if (last == r->calib->n)
         mean_deviation(&st, mean);
@@ -440,7 +440,7 @@ static int stage_down(struct block *b, struct err *e)
             rc = fwd_act(&b->ff, &r->ff, r->ff.x, s.n, r->ff.g, e);
         }
         double t1 = log_now();
-        rc = rc || stats_add(&st, r->fq.g, s.hf ? r->ff.g : NULL, s.hq, s.hf, s.n, e);
+        rc = rc || (i < r->n_fit && stats_add(&st, r->fq.g, s.hf ? r->ff.g : NULL, s.hq, s.hf, s.n, e));
         double t2 = log_now();
         if (!rc && s.hf)
             rc = fwd_ffn_out(&b->ff, r->ff.g, s.n, s.hf, e);
@@ -558,6 +558,8 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
             return err_set(e, ERR_USAGE, "method %s needs calibration text", method_table[o->method].name);
         r.calib = calib;
         r.use_float = o->alpha > 0 || o->beta > 0 || o->dac || o->tune > 0;
+        /* Tuning is judged by the last eighth, which must not have been fitted to: on text that was, divergence is a third of that on other. */
+        r.n_fit = o->tune > 0 ? held_out(calib) : calib->n;
         res->calib_tokens = calib_tokens(calib);
     }
     res->tensors = arena_zalloc(&res->arena, (size_t)(hp->n_layer * ROLE_COUNT), sizeof *res->tensors);
