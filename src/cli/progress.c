@@ -92,7 +92,7 @@ static int columns(void)
 static void step(struct progress *p, const char *text, double done, double total)
 {
     double now = clock_now();
-    size_t n = strcspn(text, " ");
+    size_t n = strcspn(text, " ,");
     n = n < sizeof p->kind ? n : sizeof p->kind - 1;
     if (strlen(p->kind) != n || memcmp(p->kind, text, n)) {
         snprintf(p->kind, sizeof p->kind, "%.*s", (int)n, text);
