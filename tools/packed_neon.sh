@@ -20,7 +20,7 @@ int op_linear(const struct tensor *w, const float *b, const float *x, int64_t n,
 int main(void) { return packed_check(&packed_neon, &packed_generic); }
 END
 n=0
-for f in src/backend/cpu/packed_neon.c src/backend/cpu/packed_generic.c src/backend/packed.c src/tensor/tensor.c src/tensor/half.c \
+for f in src/backend/cpu/packed_neon.c src/backend/cpu/packed_generic.c src/backend/packed.c src/backend/packed_lanes.c src/tensor/tensor.c src/tensor/half.c \
          src/tensor/block_k.c src/tensor/block_legacy.c src/tensor/block_plain.c src/base/mem.c src/base/err.c src/base/par.c \
          src/base/cpu.c tests/packed_check.c "$dir/main.c"; do
     n=$((n + 1))
