@@ -434,14 +434,14 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
     int rc = card.command && !(card.inputs = inputs = card_inputs(dm->m, calib, &e)) ? -1 : 0;
     rc = rc || export_model(dm->m, format, path, &o, &log, &bytes, &e) ? -1 : 0;
     json_decref(meta);
-    char opens[4096];
-    if (export_opens(path, opens, sizeof opens))
-        snprintf(opens, sizeof opens, "%s", path);
     if (rc) {
         json_decref(loads);
         json_decref(inputs);
         return api_fail(err, &e);
     }
+    char opens[4096];
+    if (export_opens(path, opens, sizeof opens))
+        snprintf(opens, sizeof opens, "%s", path);
     return api_json(json_pack("{sssssIsoso*}", "format", format, "path", opens, "bytes", (json_int_t)bytes, "loads", loads, "inputs",
                               inputs), json, err);
 }

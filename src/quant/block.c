@@ -162,18 +162,20 @@ static bool propagates(const struct run *r)
     return r->o->method != METHOD_gptaq && (r->o->alpha > 0 || r->o->beta > 0);
 }
 
-/* 0 done, 1 this matrix failed numerically (*e says how), -1 anything else. moved: what propagated error aims at, or NULL: W. */
-static int solve_role(struct block *b, enum role role, const struct stats *st, const struct factor *f, const float *moved,
+/* 0 done, 1 this matrix failed numerically (*e says how), -1 anything else. moved: what propagated error aims at, of
+ * which dead inputs are cleared, or NULL: W. */
+static int solve_role(struct block *b, enum role role, const struct stats *st, const struct factor *f, float *moved,
                       const float *asym, struct quant_tensor *t, struct err *e)
 {
     size_t n = (size_t)(t->n_out * t->n_in);
-    float *target = mem_alloc(n, sizeof *target);
+    float *copy = moved ? NULL : mem_alloc(n, sizeof *copy), *target = moved ? moved : copy;
     if (!target)
         return err_nomem(e, t->name, n * sizeof *target);
-    memcpy(target, moved ? moved : b->ff.lin[role].w.data, n * sizeof *target);
+    if (copy)
+        memcpy(copy, b->ff.lin[role].w.data, n * sizeof *copy);
     t->dead = st ? clear_dead(st, target, t->n_out) : 0;
     int rc = solve_one(b, role, target, st, f, asym, moved != NULL, t, e);
-    mem_free(target);
+    mem_free(copy);
     return rc && e->code == ERR_NUMERIC ? 1 : rc;
 }
 
@@ -197,13 +199,11 @@ static int fall_back(struct block *b, enum role role, const struct stats *st, st
     return keep_float(b, role, &g, t, e);
 }
 
-#define MOST 3 /* matrices that share an input and are solved by its statistics */
-
 /* What was made of the statistics before the first matrix is solved: the factor of H, what propagated error aims each matrix at, and
  * GPTAQ's term. */
 struct shared {
     struct factor f;
-    float *moved[MOST]; /* (n_out, n_in) or NULL */
+    float *moved[ROLE_COUNT]; /* (n_out, n_in) of the first + i-th, or NULL */
     float *asym;
 };
 
@@ -242,7 +242,7 @@ static int prepare(struct block *b, enum role first, int n, struct stats *st, st
 }
 
 /* One of them; failed: their statistics or factor already did, and *why says how. */
-static int solve_or_fall_back(struct block *b, enum role role, const struct stats *st, const struct shared *s, const float *moved, bool failed,
+static int solve_or_fall_back(struct block *b, enum role role, const struct stats *st, const struct shared *s, float *moved, bool failed,
                               struct err *why)
 {
     struct run *r = b->run;
@@ -278,14 +278,14 @@ int block_solve(struct block *b, enum role first, int n, struct stats *st, struc
     }
     for (int i = 0; !rc && i < n; i++) {
         struct err mine = why;
-        rc = solve_or_fall_back(b, (enum role)(first + i), st, &s, i < MOST ? s.moved[i] : NULL, failed != 0, &mine);
+        rc = solve_or_fall_back(b, (enum role)(first + i), st, &s, s.moved[i], failed != 0, &mine);
         if (rc)
             why = mine;
     }
     if (rc)
         err_set(e, why.code, "%s", why.msg);
     factor_release(&s.f);
-    for (int i = 0; i < MOST; i++)
+    for (int i = 0; i < ROLE_COUNT; i++)
         mem_free(s.moved[i]);
     mem_free(s.asym);
     r->res->seconds_solve += log_now() - t0;
