@@ -62,13 +62,5 @@ int cmd_convert(const struct opt_spec *spec, int argc, char **argv)
     free(command);
     if (rc)
         return show_error(&e);
-    json_t *r = show_parse(text);
-    if (!r)
-        return EXIT_FAILED;
-    show_common(r, start);
-    if (a.c.json)
-        return show_json(r);
-    rc = print(r);
-    json_decref(r);
-    return rc;
+    return show_result(show_parse(text), start, a.c.json, print);
 }

@@ -146,13 +146,8 @@ int cmd_eval(const struct opt_spec *spec, int argc, char **argv)
     json_t *r = evaluate(&a, &rc);
     if (!r)
         return rc;
-    show_common(r, start);
     bool stopped = json_object_get(r, "interrupted");
-    if (a.c.json)
-        rc = show_json(json_incref(r));
-    else
-        rc = print(r);
-    json_decref(r);
+    rc = show_result(r, start, a.c.json, print);
     if (stopped)
         fprintf(stderr, "d2q: interrupted: the result is of what was done until then\n");
     return rc ? rc : stopped ? EXIT_INTERRUPTED : EXIT_DONE;

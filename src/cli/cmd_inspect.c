@@ -31,22 +31,24 @@ static void print_tensor(const json_t *t)
                show_num(t, "mean"), sqrt(show_num(t, "mean_square")), show_num(t, "not_finite"));
 }
 
-static int print(const json_t *r, int all)
+static int print_list(const json_t *r)
 {
     const json_t *list = json_object_get(r, "tensors"), *t;
     size_t i;
-    if (all) {
-        char size[24];
-        show_bytes(show_num(r, "bytes"), size, sizeof size);
-        printf("%s: %s, %.1f M parameters, %s, %.3f bits a weight in the blocks\n", show_str(r, "path"), show_str(r, "family"),
-               show_num(r, "parameters") / 1e6, size, show_num(r, "bpw"));
-        printf("layers %.0f, width %.0f, heads %.0f (%.0f for keys) of %.0f, feed-forward %.0f, vocabulary %.0f%s, context %.0f\n\n",
-               show_num(r, "n_layer"), show_num(r, "n_embd"), show_num(r, "n_head"), show_num(r, "n_head_kv"),
-               show_num(r, "head_dim"), show_num(r, "n_ff"), show_num(r, "n_vocab"),
-               json_is_true(json_object_get(r, "tied")) ? " (tied)" : "", show_num(r, "n_ctx"));
-    }
     json_array_foreach(list, i, t) print_tensor(t);
     return show_flush();
+}
+
+static int print(const json_t *r)
+{
+    char size[24];
+    show_bytes(show_num(r, "bytes"), size, sizeof size);
+    printf("%s: %s, %.1f M parameters, %s, %.3f bits a weight in the blocks\n", show_str(r, "path"), show_str(r, "family"),
+           show_num(r, "parameters") / 1e6, size, show_num(r, "bpw"));
+    printf("layers %.0f, width %.0f, heads %.0f (%.0f for keys) of %.0f, feed-forward %.0f, vocabulary %.0f%s, context %.0f\n\n",
+           show_num(r, "n_layer"), show_num(r, "n_embd"), show_num(r, "n_head"), show_num(r, "n_head_kv"), show_num(r, "head_dim"),
+           show_num(r, "n_ff"), show_num(r, "n_vocab"), json_is_true(json_object_get(r, "tied")) ? " (tied)" : "", show_num(r, "n_ctx"));
+    return print_list(r);
 }
 
 int cmd_inspect(const struct opt_spec *spec, int argc, char **argv)
@@ -63,13 +65,5 @@ int cmd_inspect(const struct opt_spec *spec, int argc, char **argv)
     d2q_close(m);
     if (rc)
         return show_error(&e);
-    json_t *r = show_parse(text);
-    if (!r)
-        return EXIT_FAILED;
-    show_common(r, start);
-    if (a.c.json)
-        return show_json(r);
-    rc = print(r, !a.tensor);
-    json_decref(r);
-    return rc;
+    return show_result(show_parse(text), start, a.c.json, a.tensor ? print_list : print);
 }

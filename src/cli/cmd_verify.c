@@ -49,15 +49,7 @@ int cmd_verify(const struct opt_spec *spec, int argc, char **argv)
     if (rc)
         return show_error(&e);
     json_t *r = show_parse(text);
-    if (!r)
-        return EXIT_FAILED;
-    show_common(r, start);
     bool whole = !json_array_size(json_object_get(r, "failures"));
-    if (a.c.json) {
-        rc = show_json(r);
-    } else {
-        rc = print(r);
-        json_decref(r);
-    }
+    rc = show_result(r, start, a.c.json, print);
     return rc || whole ? rc : EXIT_FAILED;
 }

@@ -75,6 +75,18 @@ int show_json(json_t *o)
     return rc ? EXIT_FAILED : show_flush();
 }
 
+int show_result(json_t *r, double start, int as_json, int (*print)(const json_t *r))
+{
+    if (!r)
+        return EXIT_FAILED;
+    show_common(r, start);
+    if (as_json)
+        return show_json(r);
+    int rc = print(r);
+    json_decref(r);
+    return rc;
+}
+
 double show_num(const json_t *o, const char *key)
 {
     return json_number_value(json_object_get(o, key));

@@ -21,6 +21,8 @@ json_t *show_parse(char *text);
 void show_common(json_t *o, double start);
 /* stdout: one JSON object; o is released. The exit status. */
 int show_json(json_t *o);
+/* The end of a command: r (of show_parse, released; NULL: EXIT_FAILED) with the common keys, as JSON or by print. The exit status. */
+int show_result(json_t *r, double start, int as_json, int (*print)(const json_t *r));
 /* 0, or EXIT_FAILED when stdout could not be written. */
 int show_flush(void);
 
