@@ -44,8 +44,9 @@ ISA_FLAGS_generic := -O3 -Wno-psabi
 ISA_FLAGS_avx2    := -O3 -Wno-psabi -mavx2 -mfma -mf16c -ffp-contract=fast
 ISA_FLAGS_avx512  := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c \
                      -mprefer-vector-width=512 -ffp-contract=fast
+ISA_FLAGS_amx     = $(ISA_FLAGS_avx512) -mamx-tile -mamx-bf16
 ISA_FLAGS_neon    := -O3 -Wno-psabi -ffp-contract=fast
-ISA_SKIP := $(if $(filter x86_64,$(ARCH)),neon,$(if $(filter aarch64,$(ARCH)),avx2 avx512,avx2 avx512 neon))
+ISA_SKIP := $(if $(filter x86_64,$(ARCH)),neon,$(if $(filter aarch64,$(ARCH)),avx2 avx512 amx,avx2 avx512 amx neon))
 
 SRC := $(filter-out $(foreach i,$(ISA_SKIP),%_$(i).c),$(shell find src -name '*.c' | LC_ALL=C sort))
 CLI_SRC := $(filter src/cli/%,$(SRC))
@@ -64,7 +65,7 @@ all: $(if $(CLI_SRC),$(BUILD)/d2q) lib
 # Only d2q_ symbols leave either library.
 lib: $(BUILD)/libd2q.a $(BUILD)/libd2q.so
 
-isa_of = $(strip $(foreach i,generic avx2 avx512 neon,$(if $(filter %_$(i).c,$(1)),$(ISA_FLAGS_$(i)))))
+isa_of = $(strip $(foreach i,generic avx2 avx512 amx neon,$(if $(filter %_$(i).c,$(1)),$(ISA_FLAGS_$(i)))))
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(call say,CC)$(CC) $(CFLAGS_ALL) $(call isa_of,$<) -c $< -o $@

@@ -20,7 +20,7 @@
  * are borrowed for the call. The library never prints, exits or changes signal handlers; it reports through a log
  * callback. A model is used by one thread at a time; different models by different threads; the work of
  * a call is spread over threads itself (d2q_set_threads). Results do not depend on the number of threads.
- * D2Q_CPU=generic|avx2|avx512|neon in the environment forces the instruction set. */
+ * D2Q_CPU=generic|avx2|avx512|amx|neon in the environment forces the instruction set. */
 #ifndef D2QUANT_H
 #define D2QUANT_H
 

@@ -15,7 +15,7 @@ struct isa {
 };
 
 static const struct isa isa_table[] = {
-#define ISA(name) { #name, cpu_has_##name, &cpu_kernels_##name },
+#define ISA(name, like) { #name, cpu_has_##name, &cpu_kernels_##name },
 #include "backend/cpu/isa.def"
 #undef ISA
 };

@@ -5,7 +5,7 @@
  * with one thread, or plain loops under D2Q_CPU=generic; so results do not depend
  * on the number of threads. Element-wise kernels come from a table filled by the
  * generic file and overridden by the widest ISA that the machine and its OS
- * support (D2Q_CPU=generic|avx2|avx512|neon forces one; an unusable name is an error). */
+ * support (D2Q_CPU=generic|avx2|avx512|amx|neon forces one; an unusable name is an error). */
 #ifndef D2Q_BACKEND_BACKEND_H
 #define D2Q_BACKEND_BACKEND_H
 
@@ -17,7 +17,7 @@
 
 /* Chooses kernels once; called by every entry point of the facade. */
 int backend_init(struct err *e);
-const char *backend_isa(void);      /* "generic", "avx2", "avx512", "neon" */
+const char *backend_isa(void);      /* "generic", "avx2", "avx512", "amx", "neon" */
 const char *backend_blas(void);     /* OpenBLAS core type, or "none" */
 
 /* y (n, n_out) = x (n, n_in) * W^T (+ bias). W of any dtype: tiles of rows are unpacked to float32 into

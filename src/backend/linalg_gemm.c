@@ -8,6 +8,8 @@
 #include "base/par.h"
 
 #define TILE 256       /* rows and columns of C in one item */
+#define OWN_SIDE 16    /* products with less rows, columns or depth are left to BLAS where we have our own */
+#define OWN_DEPTH 32
 #define SMALL 2000000  /* multiply-adds that are not worth a second thread */
 
 static int64_t min_i64(int64_t a, int64_t b)
@@ -26,7 +28,10 @@ void la_sgemm_tile(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, fl
 {
     if (m <= 0 || n <= 0)
         return;
-    if (backend_plain())
+    const struct cpu_kernels *kernels = cpu_kernels();
+    if (kernels->sgemm && m >= OWN_SIDE && n >= OWN_SIDE && k >= OWN_DEPTH)
+        kernels->sgemm(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    else if (backend_plain())
         plain_sgemm(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
     else
         cblas_sgemm(CblasRowMajor, trans(trans_a), trans(trans_b), (int)m, (int)n, (int)k, alpha, a, (int)lda,

@@ -15,7 +15,7 @@
 #define MAX_PARTS 4
 
 static const struct packed_kernels *const choices[] = {
-#define ISA(name) &packed_##name,
+#define ISA(name, like) &packed_##like,
 #include "backend/cpu/isa.def"
 #undef ISA
 };
@@ -25,7 +25,7 @@ const struct packed_kernels *packed_kernels(void)
 {
     const char *isa = cpu_kernels()->name;
     size_t i = sizeof choices / sizeof *choices - 1;
-    while (i > 0 && strcmp(choices[i]->name, isa))
+    while (i > 0 && strcmp(backend_isa_name((int)i), isa))
         i--;
     while (i > 0 && choices[i]->needs_vnni && !cpu_has_avx512_vnni())
         i--;

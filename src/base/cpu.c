@@ -10,6 +10,8 @@ bool cpu_has_generic(void)
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define BIT(r, n) (((r) >> (n)) & 1u)
 
@@ -53,7 +55,28 @@ bool cpu_has_avx512_vnni(void)
     }
     return k == 2;
 }
+
+/* Linux gives the 8 KiB of tile registers to processes that ask for them (arch_prctl(2)); to all threads, once and for all. */
+bool cpu_has_amx(void)
+{
+    enum { REQUEST = 0x1023 /* ARCH_REQ_XCOMP_PERM */, TILE_DATA = 18 };
+    uint32_t a, b, c, d;
+    if (!cpu_has_avx512_vnni() || (saved_state() & 0x60000) != 0x60000)
+        return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !BIT(d, 22) || !BIT(d, 24)) /* AMX-BF16, AMX-TILE */
+        return false;
+#if defined(__linux__)
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
 #else
+    return false;
+#endif
+}
+#else
+bool cpu_has_amx(void)
+{
+    return false;
+}
+
 bool cpu_has_avx512_vnni(void)
 {
     return false;

@@ -8,7 +8,7 @@ static const struct {
     const char *isa;
     const struct tile_kernels *kernels;
 } table[] = {
-#define ISA(name) { #name, &tile_kernels_##name },
+#define ISA(name, like) { #name, &tile_kernels_##like },
 #include "backend/cpu/isa.def"
 #undef ISA
 };

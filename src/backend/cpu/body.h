@@ -1,4 +1,4 @@
-/* body: the code of one struct cpu_kernels; KERNELS_ISA is defined by the including file.
+/* body: the code of one struct cpu_kernels; KERNELS_ISA and KERNELS_SGEMM are defined by the including file.
  *
  * Written with GCC's vector types of 16 floats, which the compiler lowers to whatever the flags
  * allow (4 SSE, 2 AVX or 1 AVX-512 register), so all ISAs run the same operations in the same
@@ -432,5 +432,5 @@ static void bf16_row(const void *row, float *dst, int64_t n)
 
 const struct cpu_kernels TABLE(KERNELS_ISA) = {
     NAME(KERNELS_ISA), dots, weighted_sum, rmsnorm, rope_angles, rope, silu_mul, add,
-    exp_inplace, softmax, sum_exp, kl_sum, find_bad, find_value, f16_row, bf16_row,
+    exp_inplace, softmax, sum_exp, kl_sum, find_bad, find_value, f16_row, bf16_row, KERNELS_SGEMM,
 };

@@ -37,9 +37,15 @@ struct cpu_kernels {
     /* Bit-equal to dtype_f16_to_f32 and dtype_bf16_to_f32; row need not be aligned. */
     void (*f16_row)(const void *row, float *dst, int64_t n);
     void (*bf16_row)(const void *row, float *dst, int64_t n);
+    /* la_sgemm_tile's product, no dimension 0; NULL: BLAS does it. */
+    void (*sgemm)(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
+                  int64_t ldb, float beta, float *c, int64_t ldc);
 };
 
-#define ISA(name) extern const struct cpu_kernels cpu_kernels_##name;
+void amx_sgemm(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
+               int64_t ldb, float beta, float *c, int64_t ldc);
+
+#define ISA(name, like) extern const struct cpu_kernels cpu_kernels_##name;
 #include "backend/cpu/isa.def"
 #undef ISA
 

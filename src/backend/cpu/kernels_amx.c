@@ -1,0 +1,4 @@
+/* The element-wise kernels for amx, those of avx512, and its float products; the Makefile gives this file its flags. */
+#define KERNELS_ISA amx
+#define KERNELS_SGEMM amx_sgemm
+#include "backend/cpu/body.h"
