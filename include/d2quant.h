@@ -105,6 +105,7 @@ typedef struct d2q_quantize_options {
     const char *histogram; /* matrix (its Hugging Face name) whose values before and after the result counts; NULL: the one with the largest error */
     const char *work;     /* folder that keeps each finished block, so that the same call goes on after any end; NULL: none */
     int fresh;            /* what is in it is thrown away first */
+    int spill;            /* hidden states and the output so far lie in unnamed files in work, in memory only while they are used */
     d2q_log_fn log;
     void *log_ud;
 } d2q_quantize_options;

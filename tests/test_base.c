@@ -1,4 +1,5 @@
 /* base: the pool of threads, arenas, files that appear whole or not at all. */
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -84,6 +85,50 @@ static void test_memory(void **state)
     mem_free(r);
 }
 
+/* Resident pages of [p, p + n). */
+static size_t resident(void *p, size_t n)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), count = 0;
+    uintptr_t first = ((uintptr_t)p + page - 1) / page;
+    int f = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    assert_true(f >= 0);
+    for (size_t i = 0; i < n / page - 1; i++) {
+        uint64_t entry;
+        assert_int_equal(pread(f, &entry, sizeof entry, (off_t)((first + i) * sizeof entry)), sizeof entry);
+        count += entry >> 63;
+    }
+    close(f);
+    return count;
+}
+
+/* What is large lies in the folder, without a name; given back, its pages leave memory and come back as they were. */
+static void test_spill(void **state)
+{
+    (void)state;
+    const char *dir = scratch_dir();
+    enum { N = 1 << 20 };
+    struct arena a;
+    arena_init(&a);
+    arena_spill(&a, dir);
+    uint32_t *large = arena_alloc(&a, N, sizeof *large), *small = arena_alloc(&a, 100, sizeof *small);
+    for (uint32_t i = 0; i < N; i++)
+        large[i] = i * 2654435761u;
+    small[99] = 7;
+    assert_true(resident(large, N * sizeof *large) > 1000);
+    arena_forget(&a);
+    assert_int_equal(resident(large, N * sizeof *large), 0);
+    for (uint32_t i = 0; i < N; i++)
+        assert_int_equal(large[i], i * 2654435761u);
+    assert_int_equal(small[99], 7);
+    arena_spill(&a, "/nowhere"); /* memory, then */
+    uint8_t *other = arena_zalloc(&a, N, 1);
+    assert_non_null(other);
+    arena_forget(&a);
+    assert_int_equal(other[N - 1], 0);
+    arena_release(&a);
+    assert_int_equal(rmdir(dir), 0); /* nothing was left */
+}
+
 static void test_output_is_whole_or_absent(void **state)
 {
     (void)state;
@@ -137,7 +182,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_item_once),
-        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_memory), cmocka_unit_test(test_spill),
         cmocka_unit_test(test_output_is_whole_or_absent),
         cmocka_unit_test(test_cursor),
     };

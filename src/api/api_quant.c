@@ -66,6 +66,7 @@ int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, s
     if ((k = choose("on-failure", in->on_failure, failures, e)) < 0)
         return -1;
     o->on_failure = (enum quant_failure)k;
+    o->spill = in->spill && in->work;
     if ((k = choose("rotate", in->rotate, rotations, e)) < 0)
         return -1;
     o->rotate = k == 1;

@@ -1,10 +1,13 @@
 #include "base/mem.h"
 
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #define ALIGN 64
 #ifdef D2Q_EXACT_ENDS /* make fuzz: padding is poisoned and each allocation in an arena its own, so that its end is seen */
@@ -106,6 +109,7 @@ uint64_t mem_peak_rss(void)
 struct arena_chunk {
     struct arena_chunk *next;
     size_t used, size; /* of data */
+    size_t mapped;     /* bytes of a mapping, this head included; 0: from mem_alloc */
     _Alignas(ALIGN) unsigned char data[];
 };
 
@@ -113,6 +117,60 @@ void arena_init(struct arena *a)
 {
     a->head = NULL;
     a->used = 0;
+    a->spill = NULL;
+}
+
+void arena_spill(struct arena *a, const char *dir)
+{
+    a->spill = dir;
+}
+
+void arena_forget(const struct arena *a)
+{
+    for (struct arena_chunk *c = a->head, *next; c; c = next) {
+        next = c->next;
+        if (c->mapped)
+            madvise(c, c->mapped, MADV_DONTNEED);
+    }
+}
+
+/* A file without a name in dir, its space taken: a write through a mapping must not find the disk full. -1: no such thing to be had. */
+static int unnamed_file(const char *dir, size_t size)
+{
+    int fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (fd < 0) { /* not every file system can */
+        char path[4200];
+        if ((size_t)snprintf(path, sizeof path, "%s/spill-XXXXXX", dir) >= sizeof path || (fd = mkostemp(path, O_CLOEXEC)) < 0)
+            return -1;
+        unlink(path);
+    }
+    if (!posix_fallocate(fd, 0, (off_t)size))
+        return fd;
+    close(fd);
+    return -1;
+}
+
+static struct arena_chunk *spilled_chunk(const char *dir, size_t room)
+{
+    size_t size = sizeof(struct arena_chunk) + room;
+    int fd = must_fail() ? -1 : unnamed_file(dir, size);
+    if (fd < 0)
+        return NULL;
+    struct arena_chunk *c = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    close(fd);
+    if (c == MAP_FAILED)
+        return NULL;
+    c->mapped = size;
+    return c;
+}
+
+static struct arena_chunk *fresh_chunk(const struct arena *a, size_t room)
+{
+    struct arena_chunk *c = a->spill && room != CHUNK ? spilled_chunk(a->spill, room) : NULL; /* small ones share chunks of memory */
+    if (c || !(c = mem_alloc(1, sizeof *c + room)))
+        return c;
+    c->mapped = 0;
+    return c;
 }
 
 void arena_release(struct arena *a)
@@ -120,7 +178,10 @@ void arena_release(struct arena *a)
     struct arena_chunk *c = a->head;
     while (c) {
         struct arena_chunk *next = c->next;
-        mem_free(c);
+        if (c->mapped)
+            munmap(c, c->mapped);
+        else
+            mem_free(c);
         c = next;
     }
     arena_init(a);
@@ -134,7 +195,7 @@ void *arena_alloc(struct arena *a, size_t n, size_t size)
     struct arena_chunk *c = a->head;
     if (!c || c->size - c->used < bytes) {
         size_t room = bytes > CHUNK / 4 ? bytes : CHUNK;
-        struct arena_chunk *fresh = mem_alloc(1, sizeof *fresh + room);
+        struct arena_chunk *fresh = fresh_chunk(a, room);
         if (!fresh)
             return NULL;
         fresh->size = room;

@@ -28,12 +28,17 @@ uint64_t mem_peak_rss(void);
 struct arena {
     struct arena_chunk *head; /* newest chunk first */
     size_t used;              /* bytes handed out, for estimates */
+    const char *spill;        /* folder, or NULL */
 };
 
 void arena_init(struct arena *a);
 void arena_release(struct arena *a); /* frees all of it; a may be used again */
 void *arena_alloc(struct arena *a, size_t n, size_t size);  /* 64-byte aligned, not cleared */
 void *arena_zalloc(struct arena *a, size_t n, size_t size);
+/* From now on what is larger than 64 KiB lies in files of no name in dir (NULL: in memory again; borrowed), mapped: arena_forget gives back the memory
+ * of all such pages, which come back from the file when touched. A disk that has no room: in memory after all. */
+void arena_spill(struct arena *a, const char *dir);
+void arena_forget(const struct arena *a);
 char *arena_strdup(struct arena *a, const char *s);
 char *arena_strndup(struct arena *a, const char *s, size_t n);
 char *arena_printf(struct arena *a, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -65,7 +65,7 @@ const struct opt cmd_quantize_opts[] = {
       "leave out what the format cannot carry, with a warning", NULL },
     { "as-llama", 0, OPT_FLAG, AT(x.as_llama), NULL, NULL, 0, 0, "write Mistral, Qwen2 as Llama, which carries DAC", NULL },
     { "shard-size", 0, OPT_SIZE, AT(x.shard_bytes), "SIZE", NULL, 0, 0, "largest weight file (4GB, 500MiB)", "5GB for folders, one GGUF file" },
-    { "work", 0, OPT_STR, AT(work), "DIR|off", NULL, 0, 0, "keeps finished blocks: the same command goes on after any end",
+    { "work", 0, OPT_STR, AT(work), "DIR|off", NULL, 0, 0, "keeps finished blocks: the same command goes on after any end; a folder named here also takes what memory need not hold",
       "OUT.d2q-work" },
     { "fresh", 0, OPT_FLAG, AT(q.fresh), NULL, NULL, 0, 0, "begin anew, whatever work is kept", NULL },
     { "report", 0, OPT_STR, AT(report), "FILE.html", NULL, 0, 0, "also write a page about the run, as d2q report does", NULL },
@@ -135,6 +135,7 @@ static int check_args(const struct opt_spec *spec, struct args *a)
                              a->work ? a->work : ".d2q-work") >= sizeof a->work_dir)
             return opt_usage(spec->command, "%s: path is too long", a->out);
         a->q.work = a->work_dir;
+        a->q.spill = a->work != NULL;
     }
     return -1;
 }

@@ -267,6 +267,8 @@ int block_solve(struct block *b, enum role first, int n, struct stats *st, struc
     struct err why = { 0 };
     double t0 = log_now();
     int failed = 0, rc = 0;
+    arena_forget(&r->arena);
+    arena_forget(&r->m->arena);
     if (st) {
         failed = stats_finish(st, b->fq->lin[first].w.name, &why);
         rc = failed && why.code != ERR_NUMERIC ? -1 : 0;

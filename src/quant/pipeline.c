@@ -195,6 +195,13 @@ static int check_weights(const struct model *m, struct err *e)
     return 0;
 }
 
+/* The source's pages of a matrix are not needed again (but by tuning, which reads them again). */
+static void forget_source(const struct run *r, const struct tensor *t)
+{
+    if (r->m->ck && t->type != DT_QMAT)
+        checkpoint_forget(r->m->ck, t->data, t->size);
+}
+
 /* ---- one block ------------------------------------------------------------- */
 
 /* A copy rounded as the output stores it, in the model's arena; NULL: out of memory. */
@@ -487,6 +494,7 @@ static int stage(struct block *b, enum quant_stage k, int (*run)(struct block *,
 static int block_run(struct run *r, int64_t index, struct err *e)
 {
     struct block b;
+    struct layer source = r->m->layers[index];
     int rc = block_open(&b, r, index, e);
     if (!rc && !r->calib)
         rc = tick(&b, "rtn", 0, 0, e) || block_solve(&b, ROLE_Q, ROLE_COUNT, NULL, e);
@@ -494,6 +502,8 @@ static int block_run(struct run *r, int64_t index, struct err *e)
         rc = stage(&b, STAGE_QKV, stage_qkv, e) || stage(&b, STAGE_O, stage_o, e) ||
              stage(&b, STAGE_GATE_UP, stage_gate_up, e) || stage(&b, STAGE_DOWN, stage_down, e);
     arena_release(&b.arena);
+    for (int i = 0; i < ROLE_COUNT; i++)
+        forget_source(r, &source.lin[i].w);
     return rc ? -1 : 0;
 }
 
@@ -524,6 +534,9 @@ static int run_states(struct run *r, struct err *e)
     op_embed(&r->m->tok_embd, c->ids, r->n_tok, r->hq);
     if (r->hf)
         op_embed(&r->embd, c->ids, r->n_tok, r->hf);
+    forget_source(r, &r->embd);
+    forget_source(r, &r->float_head);
+    arena_forget(&r->m->arena);
     return 0;
 }
 
@@ -544,6 +557,10 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
     memset(res, 0, sizeof *res);
     arena_init(&res->arena);
     arena_init(&r.arena);
+    if (work && o->spill) {
+        arena_spill(&r.arena, work->dir);
+        arena_spill(&m->arena, work->dir);
+    }
     if (quant_options_check(o, e))
         return -1;
     if (o->rotate && rotator_init(&r.rot, m, o->kept == DT_F16 || o->kept_packed ? DT_F16 : DT_F32, ROTATE_SEED, e)) {
@@ -590,6 +607,7 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
         fwd_release(&r.ff);
     rotator_release(&r.rot);
     arena_release(&r.arena);
+    arena_spill(&m->arena, NULL);
     return rc;
 }
 

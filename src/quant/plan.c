@@ -49,22 +49,58 @@ static uint64_t vector_bytes(const struct model *m, const struct quant_options *
     return n * (o->kept == DT_F16 ? 2 : 4);
 }
 
-/* The largest of the four stages: first the statistics with the Cholesky factor of H in double, then H alone with the solver's factor in
+/* A stage's input, widest output, matrices, and width of R. */
+struct stage_shape {
+    int64_t d, n_out, matrices, n_res;
+};
+
+static const int n_shapes = 3;
+
+static struct stage_shape stage_shape(const struct hparams *hp, int i)
+{
+    const struct stage_shape all[] = { { hp->n_embd, hp->n_ff, 2, 0 }, { hp->n_head * hp->head_dim, hp->n_embd, 1, hp->n_embd },
+                                       { hp->n_ff, hp->n_embd, 1, hp->n_embd } };
+    return all[i];
+}
+
+/* The largest of the stages: first the statistics with the Cholesky factor of H in double, then H alone with the solver's factor in
  * double and in float; the targets of all its matrices and scratch of one. */
 static uint64_t stage_bytes(const struct model *m, const struct quant_options *o, bool with_float)
 {
-    const struct hparams *hp = &m->hp;
-    int64_t widths[3][3] = { { hp->n_embd, hp->n_ff, 2 }, { hp->n_head * hp->head_dim, hp->n_embd, 1 },
-                             { hp->n_ff, hp->n_embd, 1 } }; /* input, widest output, matrices */
     uint64_t worst = 0;
-    for (int i = 0; i < 3; i++) {
-        int64_t d = widths[i][0], n_out = widths[i][1];
-        uint64_t dd = (uint64_t)(d * d);
-        uint64_t aiming = with_float ? stats_bytes(d, i ? hp->n_embd : 0, true) + dd * 8 : 0;
+    for (int i = 0; i < n_shapes; i++) {
+        struct stage_shape s = stage_shape(&m->hp, i);
+        uint64_t dd = (uint64_t)(s.d * s.d);
+        uint64_t aiming = with_float ? stats_bytes(s.d, s.n_res, true) + dd * 8 : 0;
         uint64_t solving = dd * (o->method == METHOD_gptaq ? 20 : 16); /* D, the factor and three of the like for its term */
-        uint64_t bytes = (aiming > solving ? aiming : solving) + (uint64_t)(n_out * d * (with_float ? widths[i][2] + 1 : 2)) * 4;
+        uint64_t bytes = (aiming > solving ? aiming : solving) + (uint64_t)(s.n_out * s.d * (with_float ? s.matrices + 1 : 2)) * 4;
         if (bytes > worst)
             worst = bytes;
+    }
+    return worst;
+}
+
+/* What statistics take while they are gathered. */
+static uint64_t gathered_bytes(const struct model *m, bool with_float)
+{
+    uint64_t worst = 0;
+    for (int i = 0; i < n_shapes; i++) {
+        struct stage_shape s = stage_shape(&m->hp, i);
+        uint64_t bytes = stats_bytes(s.d, with_float ? s.n_res : 0, with_float);
+        worst = bytes > worst ? bytes : worst;
+    }
+    return worst;
+}
+
+/* The largest block as it is stored. */
+static uint64_t source_block_bytes(const struct model *m)
+{
+    uint64_t worst = 0;
+    for (int64_t i = 0; i < m->hp.n_layer; i++) {
+        uint64_t sum = 0;
+        for (int r = 0; r < ROLE_COUNT; r++)
+            sum += m->layers[i].lin[r].w.size;
+        worst = sum > worst ? sum : worst;
     }
     return worst;
 }
@@ -89,16 +125,19 @@ void quant_plan(const struct model *m, const struct quant_options *o, int64_t ca
     p->kept_bytes = p->vector_bytes + table_bytes(m, o);
     p->output_bytes = p->quantized_bytes + p->kept_bytes;
     uint64_t block = weights / (uint64_t)(hp->n_layer ? hp->n_layer : 1) * 4;
-    p->memory[MEM_SOURCE] = m->ck->data_bytes;
-    p->memory[MEM_QUANTIZED] = p->quantized_bytes;
+    p->memory[MEM_SOURCE] = o->tune > 0 ? m->ck->data_bytes : source_block_bytes(m);
+    p->memory[MEM_QUANTIZED] = o->spill ? p->quantized_bytes / (uint64_t)(hp->n_layer ? hp->n_layer : 1) : p->quantized_bytes;
     p->memory[MEM_BLOCK] = block;
-    if (o->kept == DT_F16 || o->rotate) /* copies; else F32 stays the view that it is */
+    if ((o->kept == DT_F16 || o->rotate) && !o->spill) /* copies; else F32 stays the view that it is */
         p->memory[MEM_KEPT] = p->kept_bytes;
     if (method_table[o->method].needs_calib) {
-        p->memory[MEM_STATES] = (uint64_t)calib_tokens * (uint64_t)(hp->n_embd * (with_float ? 2 : 1) + hp->n_head * hp->head_dim) * 4;
+        uint64_t states = (uint64_t)calib_tokens * (uint64_t)(hp->n_embd * (with_float ? 2 : 1) + hp->n_head * hp->head_dim) * 4;
+        uint64_t solving = stage_bytes(m, o, with_float), passing = gathered_bytes(m, with_float) + states;
+        p->states_bytes = states;
+        p->memory[MEM_STATES] = !o->spill ? states : passing > solving ? passing - solving : 0; /* gone while a stage is solved */
         p->memory[MEM_FORWARD] = fwd_bytes(hp, longest_sequence) * (with_float ? 2 : 1);
         /* weighted copies of one sequence's inputs are there while statistics are added to */
-        p->memory[MEM_STAGE] = stage_bytes(m, o, with_float) + (uint64_t)(longest_sequence * hp->n_ff * (with_float ? 2 : 1)) * 4;
+        p->memory[MEM_STAGE] = solving + (uint64_t)(longest_sequence * hp->n_ff * (with_float ? 2 : 1)) * 4;
         p->memory[MEM_TUNE] = o->tune > 0 ? tune_bytes(m, o, longest_sequence) : 0;
     }
     for (int i = 0; i < MEM_COUNT; i++)

@@ -81,6 +81,7 @@ struct quant_options {
     enum dtype kept;  /* what tensors that are not quantized are rounded to: DT_F16 or DT_F32 */
     struct quant_keep keep[QUANT_KEEP_MAX]; /* the last match counts; embeddings and head only by these */
     int n_keep;
+    bool spill;       /* with a work folder: hidden states and the output so far lie there, in memory only while they are used */
     bool kept_packed; /* with DT_F32: F32 embeddings and head become F16, packed ones stay as stored (GGUF) */
 };
 
@@ -160,8 +161,9 @@ struct quant_plan {
     double bpw;             /* of the quantized weights */
     uint64_t quantized_bytes, kept_bytes, output_bytes;
     uint64_t vector_bytes;  /* norms and biases, part of kept_bytes */
-    uint64_t peak_bytes;    /* resident, the mapped model counted: the sum of memory */
-    uint64_t memory[MEM_COUNT]; /* mapped source, quantized matrices, copies of what is kept, one block in float, hidden states,
+    uint64_t states_bytes;  /* hidden states, wherever they lie */
+    uint64_t peak_bytes;    /* resident: the sum of memory */
+    uint64_t memory[MEM_COUNT]; /* of the mapped source what a block takes (tuning: all of it), quantized matrices, copies of what is kept, one block in float, hidden states,
                              * forward passes, statistics and solver of one stage, tuning */
     double flops;           /* of all forward passes and solves */
 };
