@@ -249,12 +249,11 @@ static int64_t min_i64(int64_t a, int64_t b)
 void amx_sgemm(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
                int64_t ldb, float beta, float *c, int64_t ldc)
 {
-    struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = { .palette = 1 };
+    /* static: GCC sees only its first bytes read, and would not store the rest */
+    static const struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {
+        .palette = 1, .bytes = { 64, 64, 64, 64, 64, 64, 64, 64 }, .rows = { 16, 16, 16, 16, 16, 16, 16, 16 },
+    };
     struct source sa = { a, lda, trans_a }, sb = { b, ldb, !trans_b };
-    for (int i = 0; i < 8; i++) {
-        shape.bytes[i] = 64;
-        shape.rows[i] = 16;
-    }
     _tile_loadconfig(&shape);
     for (int64_t k0 = 0; k0 < k; k0 += KC, beta = 1)
         for (int64_t j0 = 0; j0 < n; j0 += SIDE) {
