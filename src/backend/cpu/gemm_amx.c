@@ -95,11 +95,12 @@ INLINE void pack_block(const struct block *s, bool k_major, bool whole, bool tur
         for (int i = 0; i < 16; i++) {
             __m512 x0, x1;
             load_pair(s, k_major, whole, i, &x0, &x1);
-            __m512i w[PARTS] = { take_part(&x0, &x1), take_part(&x0, &x1), take_part(&x0, &x1) };
-            for (int p = 0; p < PARTS; p++)
-                _mm512_store_si512(out[p] + 64 * i, w[p]);
-            any[0] = _mm512_or_si512(any[0], w[1]);
-            any[1] = _mm512_or_si512(any[1], w[2]);
+            for (int p = 0; p < PARTS; p++) {
+                __m512i w = take_part(&x0, &x1);
+                _mm512_store_si512(out[p] + 64 * i, w);
+                if (p)
+                    any[p - 1] = _mm512_or_si512(any[p - 1], w);
+            }
         }
         return;
     }
@@ -123,29 +124,6 @@ INLINE void pack_block(const struct block *s, bool k_major, bool whole, bool tur
     }
 }
 
-static void pack_whole_turned(const struct block *s, uint8_t out[PARTS][BLOCK], __m512i any[2])
-{
-    pack_block(s, false, true, true, out, any);
-}
-
-static void pack_whole(const struct block *s, uint8_t out[PARTS][BLOCK], __m512i any[2])
-{
-    pack_block(s, false, true, false, out, any);
-}
-
-static void pack_whole_k_major(const struct block *s, bool turn, uint8_t out[PARTS][BLOCK], __m512i any[2])
-{
-    if (turn)
-        pack_block(s, true, true, true, out, any);
-    else
-        pack_block(s, true, true, false, out, any);
-}
-
-static void pack_rest(const struct block *s, bool k_major, bool turn, uint8_t out[PARTS][BLOCK], __m512i any[2])
-{
-    pack_block(s, k_major, false, turn, out, any);
-}
-
 static void pack(const struct source *s, int64_t row0, int64_t rows, int64_t k0, int64_t k, bool of_a, struct panel *panel)
 {
     __m512i any[2] = { _mm512_setzero_si512(), _mm512_setzero_si512() };
@@ -156,13 +134,15 @@ static void pack(const struct source *s, int64_t row0, int64_t rows, int64_t k0,
             struct block b = { s->p + (s->k_major ? at * s->ld + row : row * s->ld + at), s->ld, rows - r < 16 ? rows - r : 16, k - c < 32 ? k - c : 32 };
             uint8_t (*out)[BLOCK] = panel->block[r / 16][c / 32];
             if (b.rows < 16 || b.k < 32)
-                pack_rest(&b, s->k_major, turn, out, any);
+                pack_block(&b, s->k_major, false, turn, out, any);
+            else if (s->k_major && turn) /* constants: each its own code */
+                pack_block(&b, true, true, true, out, any);
             else if (s->k_major)
-                pack_whole_k_major(&b, turn, out, any);
+                pack_block(&b, true, true, false, out, any);
             else if (turn)
-                pack_whole_turned(&b, out, any);
+                pack_block(&b, false, true, true, out, any);
             else
-                pack_whole(&b, out, any);
+                pack_block(&b, false, true, false, out, any);
         }
     panel->parts = _mm512_test_epi32_mask(any[1], any[1]) ? 3 : _mm512_test_epi32_mask(any[0], any[0]) ? 2 : 1;
 }
