@@ -557,10 +557,6 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
     memset(res, 0, sizeof *res);
     arena_init(&res->arena);
     arena_init(&r.arena);
-    if (work && o->spill) {
-        arena_spill(&r.arena, work->dir);
-        arena_spill(&m->arena, work->dir);
-    }
     if (quant_options_check(o, e))
         return -1;
     if (o->rotate && rotator_init(&r.rot, m, o->kept == DT_F16 || o->kept_packed ? DT_F16 : DT_F32, ROTATE_SEED, e)) {
@@ -581,6 +577,10 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
     }
     res->tensors = arena_zalloc(&res->arena, (size_t)(hp->n_layer * ROLE_COUNT), sizeof *res->tensors);
     res->blocks = arena_zalloc(&res->arena, (size_t)hp->n_layer, sizeof *res->blocks);
+    if (work && o->spill) {
+        arena_spill(&r.arena, work->dir);
+        arena_spill(&m->arena, work->dir); /* until the end of this function */
+    }
     int rc = res->tensors && res->blocks ? check_weights(m, e) : err_nomem(e, "results", 0);
     if (!rc && o->kept == DT_F16)
         rc = round_kept(m, o, e);
