@@ -19,6 +19,7 @@
 #include "io/safetensors.h"
 #include "model/family.h"
 #include "model/model.h"
+#include "scratch.h"
 
 #define DIR "tests/fixtures/models/"
 #define LOGIT_TOL 1e-5 /* of the range of the logits */
@@ -352,7 +353,7 @@ static void test_gguf_refused(void **state)
         { "llama3.gguf", "rope_freqs.weight", "rope_freks.weight", 17, NULL, ERR_NONE }, /* opens: the patch is harmless */
     };
     for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
-        char path[64] = "/tmp/d2q-test-XXXXXX", *data, from[128];
+        char *data, from[128];
         size_t size;
         struct err e = { .msg = "", .code = ERR_NONE };
         struct model *m = NULL;
@@ -361,20 +362,13 @@ static void test_gguf_refused(void **state)
         char *at = memmem(data, size, row[i].old, row[i].n);
         assert_non_null(at);
         memcpy(at, row[i].new, row[i].n);
-        int dir = mkdtemp(path) ? 0 : -1;
-        assert_int_equal(dir, 0);
-        strcat(path, "/m.gguf");
-        FILE *f = fopen(path, "wb");
-        assert_non_null(f);
-        assert_int_equal(fwrite(data, 1, size, f), size);
-        fclose(f);
+        const char *dir = scratch_dir(), *path = scratch_path(dir, "m.gguf");
+        scratch_write(path, data, size);
         int rc = model_open(&m, path, &e);
         model_free(m);
-        unlink(path);
-        *strrchr(path, '/') = 0;
-        rmdir(path);
         mem_free(data);
-        bool as_expected = row[i].expect ? rc == -1 && strstr(e.msg, row[i].expect) && strstr(e.msg, path) : rc == 0;
+        bool as_expected = row[i].expect ? rc == -1 && strstr(e.msg, row[i].expect) && strstr(e.msg, dir) : rc == 0;
+        scratch_remove(dir);
         if (!as_expected || e.code != row[i].code)
             fail_msg("%s row %zu: rc %d, code %d, message \"%s\"", row[i].from, i, rc, (int)e.code, e.msg);
     }

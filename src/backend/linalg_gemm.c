@@ -5,17 +5,13 @@
 
 #include "backend/cpu/kernels.h"
 #include "backend/plain.h"
+#include "base/num.h"
 #include "base/par.h"
 
 #define TILE 256       /* rows and columns of C in one item */
 #define OWN_SIDE 16    /* products with less rows, columns or depth are left to BLAS where we have our own */
 #define OWN_DEPTH 32
 #define SMALL 2000000  /* multiply-adds that are not worth a second thread */
-
-static int64_t min_i64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
 
 static CBLAS_TRANSPOSE trans(int t)
 {

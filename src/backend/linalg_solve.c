@@ -10,15 +10,11 @@
 
 #include "backend/cpu/kernels.h"
 #include "backend/plain.h"
+#include "base/num.h"
 #include "base/par.h"
 
 #define NB 128   /* columns of one Cholesky step; leaves of the inversion */
 #define ROWS 128 /* rows or columns of a solve in one item */
-
-static int64_t min_i64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
 
 /* ---- one tile each: BLAS, or plain loops in blocks -------------------------- */
 

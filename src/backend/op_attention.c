@@ -11,6 +11,7 @@
 #include "backend/cpu/kernels.h"
 #include "backend/linalg.h"
 #include "base/mem.h"
+#include "base/num.h"
 #include "base/par.h"
 
 #define QUERIES 64 /* of one item */
@@ -24,11 +25,6 @@ struct attention_job {
     int64_t tiles, rows, row; /* tiles of queries; scratch of a thread: rows of scores, floats in a row */
     float *scratch;     /* (threads, rows, row) */
 };
-
-static int64_t min_i64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
 
 /* The first key that query t sees. */
 static int64_t first_key(const struct attention_job *j, int64_t t)

@@ -11,6 +11,7 @@
 #include "backend/cpu/kernels.h"
 #include "backend/linalg.h"
 #include "base/mem.h"
+#include "base/num.h"
 #include "base/par.h"
 
 #define TOKENS 256            /* rows of y in a tile */
@@ -18,16 +19,6 @@
 #define CHUNK_BYTES (8 << 20) /* unpacked weights at a time, one tile of ROWS at least */
 #define UNPACK_ELEMENTS 32768 /* weights unpacked by one item */
 #define FEW 8                 /* up to so many tokens take the dot products */
-
-static int64_t min_i64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
-static int64_t ceil_div(int64_t a, int64_t b)
-{
-    return (a + b - 1) / b;
-}
 
 struct linear_job {
     const struct cpu_kernels *k;

@@ -5,15 +5,11 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
+#include "base/num.h"
 #include "base/par.h"
 
 /* Elements in one item: enough to pay for handing it out. */
 #define GRAIN 32768
-
-static int64_t min_i64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
 
 static int64_t rows_per_item(int64_t cols)
 {

@@ -6,16 +6,12 @@
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
 #include "backend/linalg.h"
+#include "base/num.h"
 #include "base/par.h"
 
 #define CHUNK_FLOATS (2 << 20) /* unpacked weights at a time */
 #define ACT 4096               /* elements of one item of silu */
 #define TOKENS 16              /* of one item of elementwise work */
-
-static int64_t min_i64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
 
 /* ---- pieces -------------------------------------------------------------------- */
 

@@ -45,6 +45,11 @@ int quant_options_init(struct quant_options *o, const char *method, const char *
     return 0;
 }
 
+bool quant_float_path(const struct quant_options *o)
+{
+    return o->alpha > 0 || o->beta > 0 || o->dac || o->tune > 0;
+}
+
 int quant_options_check(const struct quant_options *o, struct err *e)
 {
     if (grid_table[o->grid].type == DT_QMAT && (o->bits < 2 || o->bits > 4))

@@ -570,7 +570,7 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
         if (!calib || calib->n < 1)
             return err_set(e, ERR_USAGE, "method %s needs calibration text", method_table[o->method].name);
         r.calib = calib;
-        r.use_float = o->alpha > 0 || o->beta > 0 || o->dac || o->tune > 0;
+        r.use_float = quant_float_path(o);
         /* Tuning is judged by the last eighth, which must not have been fitted to: on text that was, divergence is a third of that on other. */
         r.n_fit = o->tune > 0 ? held_out(calib) : calib->n;
         res->calib_tokens = calib_tokens(calib);

@@ -109,7 +109,7 @@ void quant_plan(const struct model *m, const struct quant_options *o, int64_t ca
                 int64_t longest_sequence, struct quant_plan *p)
 {
     const struct hparams *hp = &m->hp;
-    bool with_float = o->alpha > 0 || o->beta > 0 || o->dac || o->tune > 0;
+    bool with_float = quant_float_path(o);
     uint64_t weights = 0;
     memset(p, 0, sizeof *p);
     for (int64_t i = 0; i < hp->n_layer; i++)

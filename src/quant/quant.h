@@ -91,6 +91,8 @@ int quant_options_init(struct quant_options *o, const char *method, const char *
 int quant_keep_add(struct quant_options *o, const char *text, struct err *e);
 /* 0, or -1 with ERR_USAGE naming the option. */
 int quant_options_check(const struct quant_options *o, struct err *e);
+/* Does it need the calibration text's way through the float model beside the quantized one's? */
+bool quant_float_path(const struct quant_options *o);
 
 /* The grid of one of the seven matrices of block `layer`. */
 void quant_grid(const struct quant_options *o, int64_t layer, enum role role, int64_t n_in, struct grid *g);

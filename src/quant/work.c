@@ -644,10 +644,9 @@ int work_restore(struct work *w, struct run *r, struct err *e)
 uint64_t work_bytes(const struct model *m, const struct quant_options *o, int64_t calib_tokens)
 {
     struct quant_plan p;
-    bool both = o->alpha > 0 || o->beta > 0 || o->dac || o->tune > 0;
     quant_plan(m, o, calib_tokens, calib_tokens ? 1 : 0, &p);
     uint64_t state = method_table[o->method].needs_calib
-                         ? (uint64_t)(calib_tokens * m->hp.n_embd) * sizeof(float) * (both ? 2 : 1) : 0;
+                         ? (uint64_t)(calib_tokens * m->hp.n_embd) * sizeof(float) * (quant_float_path(o) ? 2 : 1) : 0;
     uint64_t spilled = o->spill ? p.quantized_bytes + p.kept_bytes + p.states_bytes : 0;
     return p.quantized_bytes + 2 * state + (uint64_t)calib_tokens * sizeof(int32_t) + spilled; /* the old state goes when the new is whole */
 }

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 
 #include "backend/cpu/kernels.h"
+#include "base/num.h"
 
 #define KC 256
 #define SIDE 256 /* rows of a panel */
@@ -219,11 +220,6 @@ static void multiply(int64_t m, int64_t n, int64_t k, float alpha, float beta, f
                 update(t[q], m - r, n - s, alpha, beta, c + r * ldc + s, ldc);
             }
         }
-}
-
-static int64_t min_i64(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
 }
 
 void amx_sgemm(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,

@@ -12,6 +12,10 @@
 
 #include "base/err.h"
 
+/* la_sgemm_tile's product; no dimension is 0. */
+typedef void sgemm_fn(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
+                      int64_t ldb, float beta, float *c, int64_t ldc);
+
 struct cpu_kernels {
     const char *name;
     /* out[i] = sum_j x[j] * w[i*ldw + j], i < rows, j < n */
@@ -37,13 +41,10 @@ struct cpu_kernels {
     /* Bit-equal to dtype_f16_to_f32 and dtype_bf16_to_f32; row need not be aligned. */
     void (*f16_row)(const void *row, float *dst, int64_t n);
     void (*bf16_row)(const void *row, float *dst, int64_t n);
-    /* la_sgemm_tile's product, no dimension 0; NULL: BLAS does it. */
-    void (*sgemm)(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
-                  int64_t ldb, float beta, float *c, int64_t ldc);
+    sgemm_fn *sgemm; /* NULL: BLAS does it */
 };
 
-void amx_sgemm(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
-               int64_t ldb, float beta, float *c, int64_t ldc);
+sgemm_fn amx_sgemm;
 
 #define ISA(name, like) extern const struct cpu_kernels cpu_kernels_##name;
 #include "backend/cpu/isa.def"
