@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -187,12 +188,14 @@ void arena_release(struct arena *a)
     arena_init(a);
 }
 
-void *arena_alloc(struct arena *a, size_t n, size_t size)
+/* *zero: these bytes are 0, and to write them again would only bring them into memory. */
+static void *take(struct arena *a, size_t n, size_t size, bool *zero)
 {
     size_t bytes = padded(n, size);
     if (!bytes)
         return NULL;
     struct arena_chunk *c = a->head;
+    *zero = false;
     if (!c || c->size - c->used < bytes) {
         size_t room = bytes > CHUNK / 4 ? bytes : CHUNK;
         struct arena_chunk *fresh = fresh_chunk(a, room);
@@ -200,6 +203,7 @@ void *arena_alloc(struct arena *a, size_t n, size_t size)
             return NULL;
         fresh->size = room;
         fresh->used = 0;
+        *zero = fresh->mapped > 0;
         if (c && bytes > CHUNK / 4) { /* keep filling the small chunk */
             fresh->next = c->next;
             c->next = fresh;
@@ -216,10 +220,17 @@ void *arena_alloc(struct arena *a, size_t n, size_t size)
     return p;
 }
 
+void *arena_alloc(struct arena *a, size_t n, size_t size)
+{
+    bool zero;
+    return take(a, n, size, &zero);
+}
+
 void *arena_zalloc(struct arena *a, size_t n, size_t size)
 {
-    void *p = arena_alloc(a, n, size);
-    if (p)
+    bool zero;
+    void *p = take(a, n, size, &zero);
+    if (p && !zero)
         memset(p, 0, n * size);
     return p;
 }

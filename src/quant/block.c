@@ -95,108 +95,9 @@ static int keep_float(struct block *b, enum role role, const struct grid *g, str
     return 0;
 }
 
-/* Quantizes one matrix: target (n_out, n_in), factor f (NULL: rtn), GPTAQ's term asym or NULL, into the model's arena. moved: the target is
- * not W. */
-static int solve_one(struct block *b, enum role role, const float *target, const struct stats *st,
-                     const struct factor *f, const float *asym, bool moved, struct quant_tensor *t, struct err *e)
-{
-    struct run *r = b->run;
-    const struct quant_options *o = r->o;
-    const float *w = b->ff.lin[role].w.data, *h = st ? st->h : NULL;
-    int64_t n_out = t->n_out, n_in = t->n_in;
-    struct grid g;
-    struct tensor q;
-    quant_grid(o, b->index, role, n_in, &g);
-    if (g.kind == KIND_FLOAT)
-        return keep_float(b, role, &g, t, e);
-    if (check_range(t->name, target, n_out, n_in, e))
-        return -1;
-    struct solve_in in = { .name = t->name, .w = target, .n_out = n_out, .n_in = n_in, .h = h, .f = f, .asym = asym,
-                           .grid = &g };
-    bool dsq = o->dsq && role == ROLE_DOWN && f && b->up_quantized;
-    float *s_c = NULL;
-    if (grid_alloc(&g, &r->m->arena, b->fq->lin[role].w.name, n_out, n_in, &q, e))
-        return -1;
-    if (dsq && !(s_c = arena_alloc(&b->arena, (size_t)n_in, sizeof *s_c)))
-        return err_nomem(e, "dual scales", (size_t)n_in * sizeof *s_c);
-    double aimed = 0, norm = 0;
-    int rc = 0;
-    if (dsq)
-        rc = dsq_solve(&in, o, &q, s_c, &b->out->dsq_gain, &aimed, e);
-    else if (b->boa && f && role <= ROLE_V)
-        rc = boa_solve(b->boa, role, &b->ff, &in, o, &q, r->log, e) || solve_error(target, &q, NULL, h, n_out, n_in, &aimed, e) ? -1 : 0;
-    else
-        rc = solve_and_judge(&in, o, &q, &aimed, e);
-    t->err = aimed;
-    if (rc || solve_error(w, NULL, NULL, h, n_out, n_in, &norm, e) ||
-        (moved && solve_error(w, &q, s_c, h, n_out, n_in, &t->err, e)))
-        return -1;
-    t->err = norm > 0 ? t->err / norm : 0;
-    t->err_target = norm > 0 ? aimed / norm : 0;
-    if (!isfinite(t->err) || !isfinite(t->err_target))
-        return err_set(e, ERR_NUMERIC, "its error is not finite");
-    t->bpw = grid_row_bits(&g, n_in) / (double)n_in;
-    t->damp = f ? f->damp : 0;
-    grid_label(&g, t->type, sizeof t->type);
-    b->fq->lin[role].w = q;
-    b->up_quantized |= role == ROLE_UP;
-    return s_c ? absorb(b, s_c, e) : 0;
-}
-
-/* Dead inputs see nothing: their weights are free, and 0 keeps them out of the scales. How many there are. */
-static int64_t clear_dead(const struct stats *st, float *w, int64_t n_out)
-{
-    int64_t dead = 0;
-    for (int64_t j = 0; j < st->d; j++) {
-        if (st->h[j * st->d + j] > 0)
-            continue;
-        dead++;
-        for (int64_t i = 0; i < n_out; i++)
-            w[i * st->d + j] = 0;
-    }
-    return dead;
-}
-
 static bool propagates(const struct run *r)
 {
     return r->o->method != METHOD_gptaq && (r->o->alpha > 0 || r->o->beta > 0);
-}
-
-/* 0 done, 1 this matrix failed numerically (*e says how), -1 anything else. moved: what propagated error aims at, of
- * which dead inputs are cleared, or NULL: W. */
-static int solve_role(struct block *b, enum role role, const struct stats *st, const struct factor *f, float *moved,
-                      const float *asym, struct quant_tensor *t, struct err *e)
-{
-    size_t n = (size_t)(t->n_out * t->n_in);
-    float *copy = moved ? NULL : mem_alloc(n, sizeof *copy), *target = moved ? moved : copy;
-    if (!target)
-        return err_nomem(e, t->name, n * sizeof *target);
-    if (copy)
-        memcpy(copy, b->ff.lin[role].w.data, n * sizeof *copy);
-    t->dead = st ? clear_dead(st, target, t->n_out) : 0;
-    int rc = solve_one(b, role, target, st, f, asym, moved != NULL, t, e);
-    mem_free(copy);
-    return rc && e->code == ERR_NUMERIC ? 1 : rc;
-}
-
-/* The user's rule for a matrix that cannot be done well: e holds why. */
-static int fall_back(struct block *b, enum role role, const struct stats *st, struct quant_tensor *t, struct err *e)
-{
-    struct run *r = b->run;
-    if (role == ROLE_DOWN)
-        b->out->dsq_gain = 0;
-    if (r->o->on_failure == FAILURE_STOP)
-        return -1;
-    t->damp = 0;
-    snprintf(t->fallback, sizeof t->fallback, "%s", r->o->on_failure == FAILURE_RTN ? "rtn" : "keep");
-    if (r->o->on_failure == FAILURE_RTN) {
-        log_warn(r->log, "%s: rounded to nearest instead: %s", t->name, e->msg);
-        return solve_role(b, role, st, NULL, NULL, NULL, t, e) ? -1 : 0;
-    }
-    struct grid g;
-    grid_init(&g, r->o->kept == DT_F16 ? GRID_f16 : GRID_f32, 0, 0, 0, t->n_in);
-    log_warn(r->log, "%s: kept in %s: %s", t->name, dtype_table[g.type].name, e->msg);
-    return keep_float(b, role, &g, t, e);
 }
 
 /* What was made of the statistics before the first matrix is solved: the factor of H, what propagated error aims each matrix at, and
@@ -241,22 +142,212 @@ static int prepare(struct block *b, enum role first, int n, struct stats *st, st
     return !rc ? 0 : why->code == ERR_NUMERIC ? 1 : -1;
 }
 
-/* One of them; failed: their statistics or factor already did, and *why says how. */
-static int solve_or_fall_back(struct block *b, enum role role, const struct stats *st, const struct shared *s, float *moved, bool failed,
-                              struct err *why)
+/* One matrix on its way through block_solve. */
+struct part {
+    enum role role;
+    struct quant_tensor *rec;
+    struct grid grid;
+    float *cleared; /* W without its dead inputs, or NULL: the target is W itself or what propagated error aims at */
+    bool moved;     /* the target is that */
+    struct solve_in in;
+    struct tensor q;
+    float *s_c;     /* (n_in) DSQ's scales, or NULL */
+    double aimed;   /* tr(E H E^T) against the target */
+    bool failed;    /* numerically; why says how */
+    struct err why;
+};
+
+/* Dead inputs see nothing: their weights are free, and 0 keeps them out of the scales. */
+static int clear_dead(const struct stats *st, struct part *p, float *moved, struct err *e)
+{
+    struct quant_tensor *t = p->rec;
+    size_t n = (size_t)(t->n_out * t->n_in);
+    t->dead = 0;
+    for (int64_t j = 0; j < st->d; j++)
+        t->dead += !(st->h[j * st->d + j] > 0);
+    if (!t->dead)
+        return 0;
+    if (!moved) {
+        p->cleared = mem_alloc(n, sizeof *p->cleared);
+        if (!p->cleared)
+            return err_nomem(e, t->name, n * sizeof *p->cleared);
+        memcpy(p->cleared, p->in.w, n * sizeof *p->cleared);
+        p->in.w = moved = p->cleared;
+    }
+    for (int64_t j = 0; j < st->d; j++)
+        for (int64_t i = 0; i < t->n_out && !(st->h[j * st->d + j] > 0); i++)
+            moved[i * st->d + j] = 0;
+    return 0;
+}
+
+/* What the solver needs. st and f NULL: round to nearest; moved (n_out, n_in): what propagated error aims at, or NULL: W. */
+static int part_begin(struct block *b, struct part *p, const struct stats *st, const struct factor *f, float *moved, const float *asym,
+                      struct err *e)
+{
+    struct quant_tensor *t = p->rec;
+    const struct tensor *w = &b->ff.lin[p->role].w;
+    p->moved = moved != NULL;
+    p->in = (struct solve_in){ .name = t->name, .w = moved ? moved : w->data, .n_out = t->n_out, .n_in = t->n_in,
+                               .h = st ? st->h : NULL, .f = f, .asym = asym, .grid = &p->grid };
+    quant_grid(b->run->o, b->index, p->role, t->n_in, &p->grid);
+    if (st && clear_dead(st, p, moved, e))
+        return -1;
+    if (p->grid.kind == KIND_FLOAT)
+        return 0;
+    if (check_range(t->name, p->in.w, t->n_out, t->n_in, e) ||
+        grid_alloc(&p->grid, &b->run->m->arena, b->fq->lin[p->role].w.name, t->n_out, t->n_in, &p->q, e))
+        return -1;
+    if (b->run->o->dsq && p->role == ROLE_DOWN && f && b->up_quantized &&
+        !(p->s_c = arena_alloc(&b->arena, (size_t)t->n_in, sizeof *p->s_c)))
+        return err_nomem(e, "dual scales", (size_t)t->n_in * sizeof *p->s_c);
+    return 0;
+}
+
+static bool by_boa(const struct block *b, const struct part *p)
+{
+    return b->boa && p->in.f && p->role <= ROLE_V;
+}
+
+/* DSQ and BoA solve one matrix at a time. */
+static int solve_apart(struct block *b, struct part *p, struct err *e)
 {
     struct run *r = b->run;
-    struct quant_tensor *t = record(b, role);
-    const struct factor *f = st && r->o->method != METHOD_rtn ? &s->f : NULL;
+    const struct solve_in *in = &p->in;
     double t0 = log_now();
-    int rc = failed ? 1 : solve_role(b, role, st, f, moved, s->asym, t, why);
-    if (rc > 0)
-        rc = fall_back(b, role, st, t, why);
-    if (rc && why->code == ERR_NUMERIC)
-        err_prefix(why, "%s (--on-failure %s)", t->name, r->o->on_failure == FAILURE_STOP ? "stop; rtn or keep go on" : t->fallback);
-    t->seconds = log_now() - t0;
+    int rc = p->s_c ? dsq_solve(&p->in, r->o, &p->q, p->s_c, &b->out->dsq_gain, &p->aimed, e)
+                    : boa_solve(b->boa, p->role, &b->ff, in, r->o, &p->q, r->log, e) ||
+                          solve_error(in->w, &p->q, NULL, in->h, in->n_out, in->n_in, &p->aimed, e);
+    p->rec->seconds += log_now() - t0;
+    return rc ? -1 : 0;
+}
+
+/* 0: a numerical failure, with which p goes on to the user's rule; -1: any other. */
+static int part_failed(struct part *p, const struct err *why)
+{
+    p->failed = why->code == ERR_NUMERIC;
+    p->why = *why;
+    return p->failed ? 0 : -1;
+}
+
+/* The codes of all n parts. Each is charged its share, by rows, of the time they took together. */
+static int solve_parts(struct block *b, struct part *p, int n, struct err *e)
+{
+    struct solve_task task[SOLVE_MOST];
+    struct part *of[SOLVE_MOST];
+    int n_tasks = 0;
+    int64_t rows = 0;
+    for (int i = 0; i < n; i++) {
+        if (p[i].failed || p[i].grid.kind == KIND_FLOAT)
+            continue;
+        if (p[i].s_c || by_boa(b, p + i)) {
+            if (solve_apart(b, p + i, e) && part_failed(p + i, e))
+                return -1;
+            continue;
+        }
+        of[n_tasks] = p + i;
+        task[n_tasks++] = (struct solve_task){ .in = &p[i].in, .t = &p[i].q };
+        rows += p[i].in.n_out;
+    }
+    double t0 = log_now();
+    if (solve_tasks(task, n_tasks, true, b->run->o, e))
+        return -1;
+    for (int i = 0; i < n_tasks; i++) {
+        of[i]->aimed = task[i].error;
+        of[i]->rec->seconds += (log_now() - t0) * (double)of[i]->in.n_out / (double)rows;
+    }
+    return 0;
+}
+
+/* Into the model, and what is said of it. */
+static int part_end(struct block *b, struct part *p, struct err *e)
+{
+    struct quant_tensor *t = p->rec;
+    const struct solve_in *in = &p->in;
+    const float *w = b->ff.lin[p->role].w.data;
+    double norm = 0;
+    if (p->grid.kind == KIND_FLOAT)
+        return keep_float(b, p->role, &p->grid, t, e);
+    t->err = p->aimed;
+    if (solve_error(w, NULL, NULL, in->h, in->n_out, in->n_in, &norm, e) ||
+        (p->moved && solve_error(w, &p->q, p->s_c, in->h, in->n_out, in->n_in, &t->err, e)))
+        return -1;
+    t->err = norm > 0 ? t->err / norm : 0;
+    t->err_target = norm > 0 ? p->aimed / norm : 0;
+    if (!isfinite(t->err) || !isfinite(t->err_target))
+        return err_set(e, ERR_NUMERIC, "its error is not finite");
+    t->bpw = grid_row_bits(&p->grid, in->n_in) / (double)in->n_in;
+    t->damp = in->f ? in->f->damp : 0;
+    grid_label(&p->grid, t->type, sizeof t->type);
+    b->fq->lin[p->role].w = p->q;
+    b->up_quantized |= p->role == ROLE_UP;
+    return p->s_c ? absorb(b, p->s_c, e) : 0;
+}
+
+/* Round to nearest instead, or as float: the user's rule for a matrix that cannot be done well, and p->why why. */
+static int fall_back(struct block *b, struct part *p, const struct stats *st, struct err *e)
+{
+    struct run *r = b->run;
+    struct quant_tensor *t = p->rec;
+    if (p->role == ROLE_DOWN)
+        b->out->dsq_gain = 0;
+    if (r->o->on_failure == FAILURE_STOP) {
+        *e = p->why;
+        return -1;
+    }
+    t->damp = 0;
+    snprintf(t->fallback, sizeof t->fallback, "%s", r->o->on_failure == FAILURE_RTN ? "rtn" : "keep");
+    if (r->o->on_failure == FAILURE_RTN) {
+        struct part again = { .role = p->role, .rec = t };
+        log_warn(r->log, "%s: rounded to nearest instead: %s", t->name, p->why.msg);
+        int rc = part_begin(b, &again, st, NULL, NULL, NULL, e) || solve_parts(b, &again, 1, e) || part_end(b, &again, e) ? -1 : 0;
+        mem_free(again.cleared);
+        return rc;
+    }
+    struct grid g;
+    grid_init(&g, r->o->kept == DT_F16 ? GRID_f16 : GRID_f32, 0, 0, 0, t->n_in);
+    log_warn(r->log, "%s: kept in %s: %s", t->name, dtype_table[g.type].name, p->why.msg);
+    return keep_float(b, p->role, &g, t, e);
+}
+
+/* Judged, put in place, reported; what failed numerically by the user's rule. */
+static int finish(struct block *b, struct part *p, const struct stats *st, struct err *e)
+{
+    struct run *r = b->run;
+    struct quant_tensor *t = p->rec;
+    double t0 = log_now();
+    int rc = 0;
+    if (!p->failed && part_end(b, p, e))
+        rc = part_failed(p, e);
+    if (!rc && p->failed)
+        rc = fall_back(b, p, st, e);
+    if (rc && e->code == ERR_NUMERIC)
+        err_prefix(e, "%s (--on-failure %s)", t->name, r->o->on_failure == FAILURE_STOP ? "stop; rtn or keep go on" : t->fallback);
+    t->seconds += log_now() - t0;
     if (!rc && r->on_tensor)
         r->on_tensor(r->ud, t);
+    return rc;
+}
+
+/* why: NULL, or how the statistics or the factor failed numerically, and with them every matrix. */
+static int solve_all(struct block *b, enum role first, int n, const struct stats *st, const struct shared *s, const struct err *why,
+                     struct err *e)
+{
+    struct part p[SOLVE_MOST] = { 0 };
+    const struct factor *f = st && b->run->o->method != METHOD_rtn ? &s->f : NULL;
+    int rc = 0;
+    for (int i = 0; !rc && i < n; i++) {
+        p[i].role = (enum role)(first + i);
+        p[i].rec = record(b, p[i].role);
+        if (why)
+            rc = part_failed(p + i, why);
+        else if (part_begin(b, p + i, st, f, s->moved[i], s->asym, e))
+            rc = part_failed(p + i, e);
+    }
+    rc = rc || solve_parts(b, p, n, e) ? -1 : 0;
+    for (int i = 0; !rc && i < n; i++)
+        rc = finish(b, p + i, st, e);
+    for (int i = 0; i < n; i++)
+        mem_free(p[i].cleared);
     return rc;
 }
 
@@ -266,26 +357,17 @@ int block_solve(struct block *b, enum role first, int n, struct stats *st, struc
     struct shared s = { 0 };
     struct err why = { 0 };
     double t0 = log_now();
-    int failed = 0, rc = 0;
+    int failed = 0;
     arena_forget(&r->arena);
     arena_forget(&r->m->arena);
-    if (st) {
-        failed = stats_finish(st, b->fq->lin[first].w.name, &why);
-        rc = failed && why.code != ERR_NUMERIC ? -1 : 0;
-        st = failed ? NULL : st; /* of no use, not even to judge by */
-    }
-    if (st && r->o->method != METHOD_rtn) {
+    if (st)
+        failed = !stats_finish(st, b->fq->lin[first].w.name, &why) ? 0 : why.code == ERR_NUMERIC ? 1 : -1;
+    st = failed ? NULL : st; /* of no use then, not even to judge by */
+    if (st && r->o->method != METHOD_rtn)
         failed = prepare(b, first, n, st, &s, &why);
-        rc = failed < 0 ? -1 : 0;
-    }
-    for (int i = 0; !rc && i < n; i++) {
-        struct err mine = why;
-        rc = solve_or_fall_back(b, (enum role)(first + i), st, &s, s.moved[i], failed != 0, &mine);
-        if (rc)
-            why = mine;
-    }
-    if (rc)
-        err_set(e, why.code, "%s", why.msg);
+    if (failed < 0)
+        *e = why;
+    int rc = failed < 0 ? -1 : solve_all(b, first, n, st, &s, failed ? &why : NULL, e);
     factor_release(&s.f);
     for (int i = 0; i < ROLE_COUNT; i++)
         mem_free(s.moved[i]);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "backend/backend.h"
+#include "base/num.h"
 #include "quant/tune.h"
 #include "quant/work.h"
 #include "tensor/half.h"
@@ -31,71 +32,82 @@ static int round_vector(struct model *m, const float **v, int64_t n, struct err 
     return 0;
 }
 
-static int round_matrix(struct model *m, struct tensor *t, struct err *e)
+#define TABLE_ROWS 1024
+
+static int64_t n_rows(const struct tensor *t, int64_t i)
 {
-    if (t->type == DT_F16)
+    return min_i64(TABLE_ROWS, tensor_rows(t) - i);
+}
+
+/* (TABLE_ROWS, cols), or NULL and e. */
+static float *row_buffer(const struct tensor *t, struct err *e)
+{
+    size_t n = (size_t)(TABLE_ROWS * tensor_cols(t));
+    float *w = mem_alloc(n, sizeof *w);
+    if (!w)
+        err_nomem(e, t->name, n * sizeof *w);
+    return w;
+}
+
+/* n_rows of t from the i-th, which then leave memory, as does with --work DIR what was made of those before them: a table and its copy
+ * are never there whole. */
+static void take_rows(const struct model *m, const struct tensor *t, int64_t i, float *w)
+{
+    size_t row = t->size / (size_t)tensor_rows(t);
+    tensor_rows_f32(t, i, n_rows(t, i), w);
+    if (m->ck)
+        checkpoint_forget(m->ck, (const uint8_t *)t->data + (size_t)i * row, (size_t)n_rows(t, i) * row);
+    arena_forget(&m->arena);
+}
+
+/* n values in a float type; at: what is before them in the tensor of that name. */
+static int round_floats(enum dtype type, const float *w, int64_t n, int64_t cols, int64_t at, const char *name, void *dst, struct err *e)
+{
+    if (type == DT_F32) {
+        memcpy(dst, w, (size_t)n * sizeof *w);
         return 0;
-    int64_t rows = tensor_rows(t), cols = tensor_cols(t);
-    uint16_t *p = arena_alloc(&m->arena, (size_t)(rows * cols), sizeof *p);
-    float *row = mem_alloc((size_t)cols, sizeof *row);
-    if (!p || !row) {
-        mem_free(row);
-        return err_nomem(e, t->name, (size_t)(rows * cols) * sizeof *p);
     }
-    int rc = 0;
-    for (int64_t i = 0; !rc && i < rows; i++) {
-        tensor_rows_f32(t, i, 1, row);
-        for (int64_t j = 0; !rc && j < cols; j++) {
-            p[i * cols + j] = half_from_f32(row[j]);
-            if ((p[i * cols + j] & 0x7c00) == 0x7c00)
-                rc = err_set(e, ERR_NUMERIC, "tensor %s: %g at row %lld, column %lld is beyond the range of fp16, in which it is to be stored",
-                             t->name, (double)row[j], (long long)i, (long long)j);
-        }
+    uint16_t *p = dst;
+    for (int64_t k = 0; k < n; k++) {
+        p[k] = type == DT_F16 ? half_from_f32(w[k]) : bf16_from_f32(w[k]);
+        if (type == DT_F16 && (p[k] & 0x7c00) == 0x7c00)
+            return err_set(e, ERR_NUMERIC, "tensor %s: %g at row %lld, column %lld is beyond the range of fp16, in which it is to be stored",
+                           name, (double)w[k], (long long)((at + k) / cols), (long long)((at + k) % cols));
     }
-    mem_free(row);
-    if (rc)
-        return -1;
-    t->type = DT_F16;
-    t->data = p;
-    t->size = (size_t)(rows * cols) * sizeof *p;
-    t->perm_dim = 0;
     return 0;
 }
 
-#define EMBD_ROWS 1024
-
-/* t's values, rounded to nearest on the blocks of g (or to its float type), a few rows at a time. */
+/* t's values, rounded to nearest on the blocks of g or to its float type. */
 static int requantize(struct model *m, struct tensor *t, const struct grid *g, struct err *e)
 {
     struct quant_options o = { .search = SEARCH_MSE };
     struct tensor out, part;
     int64_t rows = tensor_rows(t), cols = tensor_cols(t);
-    if (grid_alloc(g, &m->arena, t->name, rows, cols, &out, e))
-        return -1;
-    float *w = mem_alloc((size_t)(EMBD_ROWS * cols), sizeof *w);
-    int rc = w ? 0 : err_nomem(e, t->name, (size_t)(EMBD_ROWS * cols) * sizeof *w);
-    size_t row_bytes = out.size / (size_t)(rows ? rows : 1);
-    for (int64_t i = 0; i < rows && !rc; i += EMBD_ROWS) {
-        int64_t n = rows - i < EMBD_ROWS ? rows - i : EMBD_ROWS;
-        uint8_t *dst = (uint8_t *)(uintptr_t)out.data + (size_t)i * row_bytes;
-        struct solve_in in = { .name = t->name, .w = w, .n_out = n, .n_in = cols, .grid = g };
-        tensor_rows_f32(t, i, n, w);
+    float *w = row_buffer(t, e);
+    int rc = !w || grid_alloc(g, &m->arena, t->name, rows, cols, &out, e) ? -1 : 0;
+    size_t row_bytes = rc ? 0 : out.size / (size_t)(rows ? rows : 1);
+    for (int64_t i = 0; i < rows && !rc; i += TABLE_ROWS) {
         part = out;
-        part.dim[0] = n;
-        part.data = dst;
-        part.size = (size_t)n * row_bytes;
-        if (g->kind != KIND_FLOAT)
-            rc = solve(&in, &o, &part, e);
-        else if (g->type == DT_F32)
-            memcpy(dst, w, part.size);
-        else
-            for (int64_t k = 0; k < n * cols; k++)
-                ((uint16_t *)(void *)dst)[k] = g->type == DT_F16 ? half_from_f32(w[k]) : bf16_from_f32(w[k]);
+        part.dim[0] = n_rows(t, i);
+        part.data = (const uint8_t *)out.data + (size_t)i * row_bytes;
+        part.size = (size_t)part.dim[0] * row_bytes;
+        struct solve_in in = { .name = t->name, .w = w, .n_out = part.dim[0], .n_in = cols, .grid = g };
+        take_rows(m, t, i, w);
+        rc = g->kind != KIND_FLOAT ? solve(&in, &o, &part, e)
+                                   : round_floats(g->type, w, part.dim[0] * cols, cols, i * cols, t->name,
+                                                  (void *)(uintptr_t)part.data, e);
     }
     mem_free(w);
     if (!rc)
         *t = out;
     return rc;
+}
+
+static int round_matrix(struct model *m, struct tensor *t, struct err *e)
+{
+    struct grid g;
+    grid_init(&g, GRID_f16, 0, 0, 0, tensor_cols(t));
+    return t->type == DT_F16 ? 0 : requantize(m, t, &g, e);
 }
 
 /* What the user asked for it; else only_f32: F16 if it is F32, else F16. */
@@ -153,18 +165,15 @@ static int bad_value(const char *name, int64_t at, int64_t cols, struct err *e)
 static int check_matrix(const struct model *m, const struct tensor *t, struct err *e)
 {
     int64_t rows = tensor_rows(t), cols = tensor_cols(t), bad = -1;
-    float *w = mem_alloc((size_t)(EMBD_ROWS * cols), sizeof *w);
+    float *w = row_buffer(t, e);
     if (!w)
-        return err_nomem(e, t->name, (size_t)(EMBD_ROWS * cols) * sizeof *w);
-    for (int64_t i = 0; bad < 0 && i < rows; i += EMBD_ROWS) {
-        int64_t n = rows - i < EMBD_ROWS ? rows - i : EMBD_ROWS;
-        tensor_rows_f32(t, i, n, w);
-        bad = op_find_bad(w, n * cols);
+        return -1;
+    for (int64_t i = 0; bad < 0 && i < rows; i += TABLE_ROWS) {
+        take_rows(m, t, i, w);
+        bad = op_find_bad(w, n_rows(t, i) * cols);
         bad += bad < 0 ? 0 : i * cols;
     }
     mem_free(w);
-    if (m->ck)
-        checkpoint_forget(m->ck, t->data, t->size);
     return bad < 0 ? 0 : bad_value(t->name, bad, cols, e);
 }
 

@@ -22,17 +22,21 @@ static bool asked(const struct model *m, const struct quant_options *o, int i, u
     return found;
 }
 
-/* Embeddings, and the head where it is a matrix of its own. */
-static uint64_t table_bytes(const struct model *m, const struct quant_options *o)
+/* Embeddings, and the head where it is a matrix of its own. *copies: of them, what the run makes anew; the rest stays a view of the source. */
+static uint64_t table_bytes(const struct model *m, const struct quant_options *o, uint64_t *copies)
 {
     uint64_t width = o->kept == DT_F16 ? 2 : 4, sum = 0;
     int n = m->hp.tied && !o->rotate ? 1 : 2; /* a rotated head is no longer the embedding */
     for (int i = 0; i < n; i++) {
         const struct tensor *t = i ? &m->lm_head : &m->tok_embd;
         uint64_t bytes = (uint64_t)tensor_count(t) * width;
-        if (!asked(m, o, i, &bytes) && o->kept_packed) /* at their own width, or F16 */
-            bytes = t->type == DT_F32 || o->rotate ? 2 * (uint64_t)tensor_count(t) : t->size;
+        bool copy = o->rotate || (o->kept == DT_F16 && t->type != DT_F16) || (o->kept_packed && t->type == DT_F32);
+        if (asked(m, o, i, &bytes))
+            copy = true;
+        else if (o->kept_packed) /* at their own width, or F16 */
+            bytes = copy ? 2 * (uint64_t)tensor_count(t) : t->size;
         sum += bytes;
+        *copies += copy ? bytes : 0;
     }
     return sum;
 }
@@ -121,15 +125,15 @@ void quant_plan(const struct model *m, const struct quant_options *o, int64_t ca
             p->flops += n * 2 * (double)calib_tokens * (with_float ? 2 : 1) + n * 6 * (double)w->dim[1];
         }
     p->bpw = (double)p->quantized_bytes * 8 / (double)weights;
+    uint64_t copies = 0;
     p->vector_bytes = vector_bytes(m, o);
-    p->kept_bytes = p->vector_bytes + table_bytes(m, o);
+    p->kept_bytes = p->vector_bytes + table_bytes(m, o, &copies);
     p->output_bytes = p->quantized_bytes + p->kept_bytes;
     uint64_t block = weights / (uint64_t)(hp->n_layer ? hp->n_layer : 1) * 4;
     p->memory[MEM_SOURCE] = o->tune > 0 ? m->ck->data_bytes : source_block_bytes(m);
     p->memory[MEM_QUANTIZED] = o->spill ? p->quantized_bytes / (uint64_t)(hp->n_layer ? hp->n_layer : 1) : p->quantized_bytes;
     p->memory[MEM_BLOCK] = block;
-    if ((o->kept == DT_F16 || o->rotate) && !o->spill) /* copies; else F32 stays the view that it is */
-        p->memory[MEM_KEPT] = p->kept_bytes;
+    p->memory[MEM_KEPT] = p->vector_bytes + (o->spill ? 0 : copies);
     if (method_table[o->method].needs_calib) {
         uint64_t states = (uint64_t)calib_tokens * (uint64_t)(hp->n_embd * (with_float ? 2 : 1) + hp->n_head * hp->head_dim) * 4;
         uint64_t solving = stage_bytes(m, o, with_float), passing = gathered_bytes(m, with_float) + states;

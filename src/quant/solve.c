@@ -386,9 +386,38 @@ static void solve_item(void *ctx, size_t i, int worker)
     arena_release(&a);
 }
 
-/* Factor and Hessian in the units of the scaled columns: U diag(1/s), diag(s) (H + damping) diag(s). */
-static int scale_inputs(const struct solve_in *in, const struct quant_options *o, struct solve_job *job,
-                        float **u, float **hs, float **hw, struct err *e)
+/* What the inputs of a job come to, in the units of the scaled columns: U diag(1/s), diag(s) (H + damping) diag(s). */
+struct scaled {
+    float *u, *hs, *hw; /* own memory, or NULL */
+};
+
+static int scale_hessian(const struct solve_in *in, const struct quant_options *o, struct solve_job *job, struct scaled *own, struct err *e)
+{
+    int64_t d = in->n_in;
+    const float *s = in->col_scale;
+    const int32_t *perm = job->perm;
+    size_t n = (size_t)(d * d);
+    own->hs = mem_alloc(n, sizeof *own->hs);
+    if (!own->hs)
+        return err_nomem(e, in->name, n * sizeof *own->hs);
+    float add = (float)(in->f->damp * mean_diag(in->h, d));
+    for (int64_t i = 0; i < d; i++) {
+        int64_t pi = perm ? perm[i] : i;
+        for (int64_t j = 0; j < d; j++) {
+            int64_t pj = perm ? perm[j] : j;
+            float v = in->h[pi * d + pj] + (i == j ? add : 0.0f);
+            own->hs[i * d + j] = s ? v * s[pi] * s[pj] : v;
+        }
+        if (own->hs[i * d + i] <= 0)
+            own->hs[i * d + i] = 1;
+    }
+    job->hs = own->hs;
+    job->add = add;
+    job->sweeps = o->sweeps;
+    return 0;
+}
+
+static int scale_inputs(const struct solve_in *in, const struct quant_options *o, struct solve_job *job, struct scaled *own, struct err *e)
 {
     int64_t d = in->n_in;
     const float *s = in->col_scale;
@@ -396,77 +425,116 @@ static int scale_inputs(const struct solve_in *in, const struct quant_options *o
     size_t n = (size_t)(d * d);
     job->perm = perm;
     if (in->h && o->search == SEARCH_HESSIAN) {
-        *hw = mem_alloc((size_t)d, sizeof **hw);
-        if (!*hw)
-            return err_nomem(e, in->name, (size_t)d * sizeof **hw);
+        own->hw = mem_alloc((size_t)d, sizeof *own->hw);
+        if (!own->hw)
+            return err_nomem(e, in->name, (size_t)d * sizeof *own->hw);
         for (int64_t j = 0; j < d; j++)
-            (*hw)[j] = in->h[j * d + j] * (s ? s[j] * s[j] : 1.0f);
-        job->hw = *hw;
+            own->hw[j] = in->h[j * d + j] * (s ? s[j] * s[j] : 1.0f);
+        job->hw = own->hw;
     }
     if (!in->f)
         return 0;
     job->u = in->f->u;
     if (s) {
-        *u = mem_alloc(n, sizeof **u);
-        if (!*u)
-            return err_nomem(e, in->name, n * sizeof **u);
+        own->u = mem_alloc(n, sizeof *own->u);
+        if (!own->u)
+            return err_nomem(e, in->name, n * sizeof *own->u);
         for (int64_t i = 0; i < d; i++)
             for (int64_t j = 0; j < d; j++)
-                (*u)[i * d + j] = j < i ? 0 : in->f->u[i * d + j] / s[perm ? perm[j] : j];
-        job->u = *u;
+                own->u[i * d + j] = j < i ? 0 : in->f->u[i * d + j] / s[perm ? perm[j] : j];
+        job->u = own->u;
     }
-    if (!o->sweeps)
-        return 0;
-    *hs = mem_alloc(n, sizeof **hs);
-    if (!*hs)
-        return err_nomem(e, in->name, n * sizeof **hs);
-    float add = (float)(in->f->damp * mean_diag(in->h, d));
-    for (int64_t i = 0; i < d; i++) {
-        int64_t pi = perm ? perm[i] : i;
-        for (int64_t j = 0; j < d; j++) {
-            int64_t pj = perm ? perm[j] : j;
-            float v = in->h[pi * d + pj] + (i == j ? add : 0.0f);
-            (*hs)[i * d + j] = s ? v * s[pi] * s[pj] : v;
-        }
-        if ((*hs)[i * d + i] <= 0)
-            (*hs)[i * d + i] = 1;
+    return o->sweeps ? scale_hessian(in, o, job, own, e) : 0;
+}
+
+/* The jobs of one call, and where their tiles begin among all. */
+struct batch {
+    struct solve_job job[SOLVE_MOST];
+    size_t first[SOLVE_MOST + 1];
+    struct scaled own[SOLVE_MOST];
+};
+
+static bool same_inputs(const struct solve_in *a, const struct solve_in *b)
+{
+    return a->h == b->h && a->f == b->f && a->n_in == b->n_in && !a->col_scale && !b->col_scale;
+}
+
+static int batch_init(struct batch *b, const struct solve_task *task, int n, const struct quant_options *o, struct err *e)
+{
+    memset(b, 0, sizeof *b);
+    for (int i = 0; i < n; i++) {
+        const struct solve_in *in = task[i].in;
+        struct solve_job *job = b->job + i;
+        size_t tiles = (size_t)((in->n_out + TILE_R - 1) / TILE_R);
+        if (i > 0 && same_inputs(in, task[0].in))
+            *job = b->job[0];
+        else if (scale_inputs(in, o, job, b->own + i, e))
+            return -1;
+        job->in = in;
+        job->out = task[i].t;
+        job->k = tile_kernels();
+        job->grid = in->grid;
+        job->search = o->search;
+        job->n_groups = (in->n_in + in->grid->group - 1) / in->grid->group;
+        b->first[i + 1] = b->first[i] + tiles;
+        job->tile_err = mem_zalloc(tiles, sizeof *job->tile_err);
+        if (!job->tile_err)
+            return err_nomem(e, in->name, tiles * sizeof *job->tile_err);
     }
-    job->hs = *hs;
-    job->add = add;
-    job->sweeps = o->sweeps;
     return 0;
+}
+
+static void batch_release(struct batch *b)
+{
+    for (int i = 0; i < SOLVE_MOST; i++) {
+        mem_free(b->job[i].tile_err);
+        mem_free(b->own[i].u);
+        mem_free(b->own[i].hs);
+        mem_free(b->own[i].hw);
+    }
+}
+
+static void batch_item(void *ctx, size_t item, int worker)
+{
+    struct batch *b = ctx;
+    int i = 0;
+    while (item >= b->first[i + 1])
+        i++;
+    solve_item(b->job + i, item - b->first[i], worker);
+}
+
+int solve_tasks(struct solve_task *task, int n, bool judge, const struct quant_options *o, struct err *e)
+{
+    struct batch b;
+    int rc = batch_init(&b, task, n, o, e);
+    if (!rc)
+        par_for(b.first[n], batch_item, &b);
+    for (int i = 0; !rc && i < n; i++) {
+        const struct solve_in *in = task[i].in;
+        const struct solve_job *job = b.job + i;
+        task[i].error = 0;
+        if (atomic_load(&job->failed))
+            rc = err_nomem(e, in->name, (size_t)in->n_in * TILE_R * 8);
+        else if (judge && !job->hs)
+            rc = solve_error(in->w, task[i].t, in->col_scale, in->h, in->n_out, in->n_in, &task[i].error, e);
+        for (size_t k = 0; judge && job->hs && k < b.first[i + 1] - b.first[i]; k++)
+            task[i].error += job->tile_err[k];
+    }
+    batch_release(&b);
+    return rc;
 }
 
 int solve(const struct solve_in *in, const struct quant_options *o, struct tensor *t, struct err *e)
 {
-    return solve_and_judge(in, o, t, NULL, e);
+    struct solve_task task = { .in = in, .t = t };
+    return solve_tasks(&task, 1, false, o, e);
 }
 
 int solve_and_judge(const struct solve_in *in, const struct quant_options *o, struct tensor *t, double *error, struct err *e)
 {
-    float *u = NULL, *hs = NULL, *hw = NULL;
-    size_t tiles = (size_t)((in->n_out + TILE_R - 1) / TILE_R);
-    struct solve_job job = { .in = in, .out = t, .k = tile_kernels(), .grid = in->grid, .search = o->search,
-                             .n_groups = (in->n_in + in->grid->group - 1) / in->grid->group };
-    int rc = scale_inputs(in, o, &job, &u, &hs, &hw, e);
-    if (!rc && !(job.tile_err = mem_zalloc(tiles, sizeof *job.tile_err)))
-        rc = err_nomem(e, in->name, tiles * sizeof *job.tile_err);
-    if (!rc) {
-        par_for(tiles, solve_item, &job);
-        if (atomic_load(&job.failed))
-            rc = err_nomem(e, in->name, (size_t)in->n_in * TILE_R * 8);
-    }
-    if (!rc && error && hs) {
-        *error = 0;
-        for (size_t i = 0; i < tiles; i++)
-            *error += job.tile_err[i];
-    } else if (!rc && error) {
-        rc = solve_error(in->w, t, in->col_scale, in->h, in->n_out, in->n_in, error, e);
-    }
-    mem_free(job.tile_err);
-    mem_free(u);
-    mem_free(hs);
-    mem_free(hw);
+    struct solve_task task = { .in = in, .t = t };
+    int rc = solve_tasks(&task, 1, true, o, e);
+    *error = task.error;
     return rc;
 }
 

@@ -39,6 +39,15 @@ int solve(const struct solve_in *in, const struct quant_options *o, struct tenso
 /* The same, and *error = tr(E H E^T) as solve_error gives it, to float rounding: sweeps know it without another product. */
 int solve_and_judge(const struct solve_in *in, const struct quant_options *o, struct tensor *t, double *error, struct err *e);
 
+/* Up to SOLVE_MOST matrices at once, their rows side by side on all threads. */
+#define SOLVE_MOST ROLE_COUNT
+struct solve_task {
+    const struct solve_in *in;
+    struct tensor *t;
+    double error; /* out, where it is asked for (judge) */
+};
+int solve_tasks(struct solve_task *task, int n, bool judge, const struct quant_options *o, struct err *e);
+
 /* tr(E H E^T), E = w - v * diag(col_scale); v NULL: E = w. h NULL: identity. */
 int solve_error(const float *w, const struct tensor *v, const float *col_scale, const float *h,
                 int64_t n_out, int64_t n_in, double *err, struct err *e);
