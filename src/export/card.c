@@ -25,8 +25,7 @@ static int add_input(json_t *list, const char *what, const char *path, const cha
 static int add_map(json_t *list, const struct file_map *m, struct err *e)
 {
     char hex[65];
-    bytes_sha256(m->data, m->size, hex);
-    file_map_forget(m, m->data, m->size);
+    file_map_sha256(m, hex);
     return add_input(list, "weights", m->path, hex, e);
 }
 
