@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 . tools/deps.sh
 # shellcheck disable=SC2046
 deps_install $(deps_missing_tools gcc:gcc clang-tidy-14:clang-tidy-14 cppcheck:cppcheck valgrind:valgrind)
-flags="-std=c11 -D_GNU_SOURCE -DD2Q_VERSION=\"0\" -Isrc -Iinclude"
+flags="-std=c11 -D_GNU_SOURCE -DD2Q_VERSION='\"0\"' -Isrc -Iinclude" # goes through sh -c below
 # shellcheck disable=SC2046
 flags="$flags $(pkg-config --cflags openblas lapacke jansson libpcre2-8 libutf8proc nettle)"
 sources=$(find src -name '*.c' ! -path 'src/backend/cpu/*' ! -name '*_avx*.c' ! -name '*_neon.c' ! -name '*_generic.c' | LC_ALL=C sort)
