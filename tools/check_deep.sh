@@ -30,12 +30,13 @@ report() { # step, output
     fi
 }
 
-step_analyzer() { # to see how a finding comes about: the command with -fanalyzer on that file
+# To see how a finding of these two comes about: the command on that file.
+step_analyzer() {
     report analyzer "$(each "gcc $flags -O1 -Wno-psabi -fanalyzer -fdiagnostics-plain-output -c {} -o /dev/null" |
         grep -E '(warning|error):' | grep -vE -f <(grep -v '^#' tools/deep/analyzer.known))"
 }
 step_tidy() {
-    report clang-tidy "$(each "clang-tidy-14 --quiet {} -- $flags" | grep -E -A4 '(warning|error):')"
+    report clang-tidy "$(each "clang-tidy-14 --quiet {} -- $flags" | grep -E '(warning|error):' | grep -vE -f <(grep -v '^#' tools/deep/tidy.known))"
 }
 step_cppcheck() {
     # shellcheck disable=SC2086

@@ -36,26 +36,6 @@ int file_sha256(const char *path, char hex[65], struct err *e)
     return 0;
 }
 
-void file_map_sha256(const struct file_map *m, char hex[65])
-{
-    struct sha256_ctx ctx;
-    sha256_init(&ctx);
-    for (size_t at = 0, n; at < m->size; at += n) {
-        n = m->size - at < BUFFER ? m->size - at : BUFFER;
-        sha256_update(&ctx, n, (const uint8_t *)m->data + at);
-        file_map_forget(m, (const uint8_t *)m->data + at, n);
-    }
-    digest_hex(&ctx, hex);
-}
-
-void bytes_sha256(const void *p, size_t n, char hex[65])
-{
-    struct sha256_ctx ctx;
-    sha256_init(&ctx);
-    sha256_update(&ctx, n, p);
-    digest_hex(&ctx, hex);
-}
-
 void digest_hex(struct sha256_ctx *ctx, char hex[65])
 {
     uint8_t digest[SHA256_DIGEST_SIZE];

@@ -136,8 +136,8 @@ static int read_num(const char *s, const char *stop, double *v)
     char *end;
     errno = 0;
     *v = strtod(s, &end);
-    int first = s[s[0] == '-'];
-    return (!isdigit((unsigned char)first) && first != '.') || end != stop || errno || strpbrk(s, "xXnN");
+    unsigned char first = (unsigned char)s[s[0] == '-'];
+    return (!isdigit(first) && first != '.') || end != stop || errno || strpbrk(s, "xXnN");
 }
 
 static int wrong(const struct opt_spec *s, const struct opt *o, const char *value, const char *expected)

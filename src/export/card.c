@@ -22,10 +22,10 @@ static int add_input(json_t *list, const char *what, const char *path, const cha
 }
 
 /* Of what was read, whatever bears its name by now. */
-static int add_map(json_t *list, const struct file_map *m, struct err *e)
+static int add_map(json_t *list, const struct checkpoint *c, const struct file_map *m, struct err *e)
 {
     char hex[65];
-    file_map_sha256(m, hex);
+    checkpoint_sha256(c, m->data, m->size, hex);
     return add_input(list, "weights", m->path, hex, e);
 }
 
@@ -43,9 +43,9 @@ json_t *card_inputs(const struct model *m, const char *calib, struct err *e)
     json_t *list = json_array();
     int rc = list ? 0 : err_nomem(e, "inputs", 64);
     for (int i = 0; !rc && i < ck->gguf.n_maps; i++)
-        rc = add_map(list, &ck->gguf.maps[i], e);
+        rc = add_map(list, ck, &ck->gguf.maps[i], e);
     for (int i = 0; !rc && i < ck->n_shards; i++)
-        rc = add_map(list, &ck->shards[i].map, e);
+        rc = add_map(list, ck, &ck->shards[i].map, e);
     if (!rc && calib && strcmp(calib, "self"))
         rc = add_calib(list, calib, e);
     if (!rc)

@@ -317,6 +317,7 @@ static int write_part(const struct gguf_out *g, int part, const char *path, uint
             continue;
         rc = g->items[i].t ? write_matrix(&g->items[i], &w, &out, e) : write_vector(&g->items[i], &w, &out, e);
         *done += w.tensors[k++].size;
+        arena_forget(&g->m->arena);
         rc = rc || log_progress(log, "writing", (double)*done, (double)g->bytes, e);
     }
     rc = rc || gguf_writer_end(&w, &out, e);

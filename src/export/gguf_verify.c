@@ -110,10 +110,12 @@ static int compare_models(const struct gguf_out *g, const struct model *back, co
         compare_matrix(back, &m->tok_embd, &back->tok_embd, e) ||
         (!m->hp.tied && compare_matrix(back, &m->lm_head, &back->lm_head, e)))
         return -1;
-    for (int64_t l = 0; l < m->hp.n_layer; l++)
+    for (int64_t l = 0; l < m->hp.n_layer; l++) {
+        arena_forget(&m->arena);
         if (compare_layer(g, back, l, e) ||
             log_progress(log, "verifying", (double)(l + 1), (double)m->hp.n_layer, e))
             return -1;
+    }
     return m->tok && back->tok ? tokenizer_compare(m->tok, back->tok, e) : 0;
 }
 

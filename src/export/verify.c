@@ -87,13 +87,13 @@ static int load_sums(const struct checkpoint *c, json_t **tensors, json_t **file
 }
 
 /* NULL: as it was written; else why not, in buf. */
-static const char *sum_differs(const struct part *p, const json_t *sums, char *buf, size_t cap)
+static const char *sum_differs(const struct checkpoint *c, const struct part *p, const json_t *sums, char *buf, size_t cap)
 {
     const char *want = json_string_value(json_object_get(sums, p->name));
     char hex[SUM_LEN + 1];
     if (!want)
         return "no checksum of it was left: it was added after writing";
-    bytes_sha256(p->data, p->size, hex);
+    checkpoint_sha256(c, p->data, p->size, hex);
     if (!strcmp(hex, want))
         return NULL;
     snprintf(buf, cap, "its bytes changed after writing: SHA-256 expected %.16s..., found %.16s...", want, hex);
@@ -108,8 +108,7 @@ int verify_checksums(const struct checkpoint *c, struct err *e)
     int rc = load_sums(c, &sums, &files, e);
     for (size_t i = 0; !rc && sums && i < count_parts(c); i++) {
         part_at(c, i, &p);
-        const char *why = sum_differs(&p, sums, buf, sizeof buf);
-        checkpoint_forget(c, p.data, p.size);
+        const char *why = sum_differs(c, &p, sums, buf, sizeof buf);
         if (why)
             rc = err_set(e, ERR_IO, "%s: tensor %s: %s", c->path, p.name, why);
     }
@@ -158,8 +157,7 @@ int checksums_write(const char *dir, struct err *e)
     int rc = !tensors || !files ? err_nomem(e, CHECKSUMS_FILE, 64) : checkpoint_open(&c, dir, e) || sum_files(dir, files, e) ? -1 : 0;
     for (size_t i = 0; !rc && i < count_parts(c); i++) {
         part_at(c, i, &p);
-        bytes_sha256(p.data, p.size, hex);
-        checkpoint_forget(c, p.data, p.size);
+        checkpoint_sha256(c, p.data, p.size, hex);
         if (json_object_set_new(tensors, p.name, json_string(hex)))
             rc = err_nomem(e, CHECKSUMS_FILE, 64);
     }
@@ -224,7 +222,7 @@ static int first_bad_row(const struct tensor *t, int64_t *row, struct err *e)
 static int check_part(struct check *k, const struct part *p, struct err *e)
 {
     char buf[160];
-    const char *why = k->sums ? sum_differs(p, k->sums, buf, sizeof buf) : NULL;
+    const char *why = k->sums ? sum_differs(k->c, p, k->sums, buf, sizeof buf) : NULL;
     int64_t row = -1;
     k->n_sums += k->sums != NULL;
     if (why)

@@ -109,6 +109,7 @@ static int add_layer(struct weights *w, const struct model *m, int64_t l, struct
 int weights_plan(struct weights *w, const struct model *m, uint64_t shard_bytes, struct err *e)
 {
     arena_init(&w->arena);
+    w->model = &m->arena;
     if (add_matrix(w, &m->tok_embd, arena_strdup(&w->arena, "model.embed_tokens.weight"), e))
         return -1;
     for (int64_t l = 0; l < m->hp.n_layer; l++)
@@ -218,11 +219,13 @@ struct progress {
     const struct log *log;
     const char *step;
     uint64_t done, total;
+    const struct arena *model;
 };
 
 static int step(struct progress *p, uint64_t bytes, struct err *e)
 {
     p->done += bytes;
+    arena_forget(p->model);
     return log_progress(p->log, p->step, (double)p->done, (double)p->total, e);
 }
 
@@ -313,7 +316,7 @@ static int write_index(const struct weights *w, const char *dir, struct err *e)
 
 int weights_write(const struct weights *w, const char *dir, const struct log *log, struct err *e)
 {
-    struct progress p = { log, "writing", 0, w->bytes };
+    struct progress p = { log, "writing", 0, w->bytes, w->model };
     for (int s = 0; s < w->n_shards; s++)
         if (write_shard(w, s, dir, &p, e))
             return -1;
@@ -400,7 +403,7 @@ static int verify_integers(const struct item *it, const struct checkpoint *c, st
 int weights_verify(const struct weights *w, const char *dir, const struct log *log, struct err *e)
 {
     struct checkpoint *c = NULL;
-    struct progress p = { log, "verifying", 0, w->bytes };
+    struct progress p = { log, "verifying", 0, w->bytes, w->model };
     if (checkpoint_open(&c, dir, e))
         return -1;
     int rc = 0;

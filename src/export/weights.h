@@ -30,6 +30,7 @@ struct export_biases {
 
 struct weights {
     struct arena arena;
+    const struct arena *model; /* of the model: what was written of it leaves memory where it can (arena_forget) */
     struct item *items;
     size_t n, cap;
     enum st_dtype dtype; /* of what is not integers: ST_F32 or ST_F16 (values must fit exactly) */

@@ -13,6 +13,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <nettle/sha2.h>
+
+#include "base/digest.h"
 #include "base/json.h"
 
 #define JSON_FILE_MAX (256u << 20) /* tokenizer.json of a large vocabulary has about 30 MB */
@@ -349,6 +352,21 @@ void checkpoint_forget(const struct checkpoint *c, const void *data, size_t n)
         file_map_forget(&c->shards[i].map, data, n);
     for (int i = 0; i < c->gguf.n_maps; i++)
         file_map_forget(&c->gguf.maps[i], data, n);
+}
+
+#define PIECE ((size_t)1 << 20)
+
+void checkpoint_sha256(const struct checkpoint *c, const void *data, size_t n, char hex[65])
+{
+    const uint8_t *p = data;
+    struct sha256_ctx ctx;
+    sha256_init(&ctx);
+    for (size_t at = 0, k; at < n; at += k) {
+        k = n - at < PIECE ? n - at : PIECE;
+        sha256_update(&ctx, k, p + at);
+        checkpoint_forget(c, p + at, k);
+    }
+    digest_hex(&ctx, hex);
 }
 
 int checkpoint_check(const struct checkpoint *c, struct err *e)

@@ -37,13 +37,13 @@ struct checkpoint {
 };
 
 int checkpoint_open(struct checkpoint **out, const char *path, struct err *e);
-/* What has been read need not stay in memory (file_map_forget). */
-void checkpoint_forget(const struct checkpoint *c, const void *data, size_t n);
 /* -1: a weight file was written to since it was opened. */
 int checkpoint_check(const struct checkpoint *c, struct err *e);
 void checkpoint_free(struct checkpoint *c); /* NULL allowed */
 /* The pages of n bytes at data, if they lie in a mapping of c, need not stay in memory: they are read again when touched. */
 void checkpoint_forget(const struct checkpoint *c, const void *data, size_t n);
+/* SHA-256 of n bytes at data, which leave memory as they are read. */
+void checkpoint_sha256(const struct checkpoint *c, const void *data, size_t n, char hex[65]);
 
 /* 1 found: *t is a view; 0 absent; -1 found but not of a type in dtypes.def. */
 int checkpoint_tensor(const struct checkpoint *c, const char *name, struct tensor *t, struct err *e);

@@ -68,7 +68,7 @@ static json_t *entry_json(const struct st_entry *en, uint64_t begin)
     for (int i = 0; i < en->n_dims; i++)
         json_array_append_new(shape, json_integer(en->dim[i]));
     return json_pack("{s:s, s:o, s:[I,I]}", "dtype", en->dtype_name, "shape", shape, "data_offsets",
-                     (json_int_t)begin, (json_int_t)(begin + en->size));
+                     (json_int_t)begin, (json_int_t)begin + (json_int_t)en->size);
 }
 
 static int header_text(const struct st_writer *w, const char *path, char **text, struct err *e)
