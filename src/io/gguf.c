@@ -11,6 +11,7 @@
 #include "io/gguf.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -468,7 +469,7 @@ int gguf_float(const struct gguf *g, const char *key, double *v, struct err *e)
     if (kv->type == GGUF_STRING || kv->type == GGUF_ARRAY)
         return wrong_type(kv, "a number", e);
     *v = load_float(kv->type, kv->data);
-    return 1;
+    return isfinite(*v) ? 1 : err_set(e, ERR_FORMAT, "key %s: expected a number, found %g", kv->key, *v);
 }
 
 int gguf_string(const struct gguf *g, const char *key, struct gguf_str *v, struct err *e)
