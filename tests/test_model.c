@@ -244,34 +244,22 @@ static void test_threads(void **state)
 
 /* ---- config.json of the wrong kind ---------------------------------------- */
 
-/* A folder whose config is a fixture's with one key replaced; the weights are linked. */
-struct broken {
-    char dir[64];
-};
-
-static void broken_make(struct broken *b, const char *from, const char *patch)
+/* A folder whose config is a fixture's with keys replaced, and its weights (scratch_remove). */
+static const char *broken_make(const char *from, const char *patch)
 {
-    char cmd[1024], path[128];
-    strcpy(b->dir, "/tmp/d2q-test-XXXXXX");
-    assert_non_null(mkdtemp(b->dir));
-    snprintf(cmd, sizeof cmd, "cp " DIR "%s/*.safetensors %s/", from, b->dir);
+    const char *dir = scratch_dir();
+    char cmd[8192], path[128];
+    snprintf(cmd, sizeof cmd, "cp " DIR "%s/*.safetensors '%s'", from, dir);
     assert_int_equal(system(cmd), 0);
     snprintf(path, sizeof path, DIR "%s/config.json", from);
     json_error_t je;
     json_t *config = json_load_file(path, 0, &je), *p = json_loads(patch, 0, &je);
     assert_true(config && p);
     json_object_update(config, p);
-    snprintf(path, sizeof path, "%s/config.json", b->dir);
-    assert_int_equal(json_dump_file(config, path, 0), 0);
+    assert_int_equal(json_dump_file(config, scratch_path(dir, "config.json"), 0), 0);
     json_decref(config);
     json_decref(p);
-}
-
-static void broken_remove(struct broken *b)
-{
-    char cmd[128];
-    snprintf(cmd, sizeof cmd, "rm -r %s", b->dir);
-    assert_int_equal(system(cmd), 0);
+    return dir;
 }
 
 static void test_refused(void **state)
@@ -314,13 +302,13 @@ static void test_refused(void **state)
         { "qwen3", "{\"architectures\": [\"LlamaForCausalLM\"], \"head_dim\": 8}", "q_proj.weight", ERR_FORMAT },
     };
     for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
-        struct broken b;
         struct err e = { .msg = "" };
         struct model *m = NULL;
-        broken_make(&b, row[i].from, row[i].patch);
-        int rc = model_open(&m, b.dir, &e);
-        broken_remove(&b);
-        if (rc != -1 || !strstr(e.msg, row[i].expect) || !strstr(e.msg, b.dir) || e.code != row[i].code)
+        const char *dir = broken_make(row[i].from, row[i].patch);
+        int rc = model_open(&m, dir, &e);
+        bool as_expected = rc == -1 && strstr(e.msg, row[i].expect) && strstr(e.msg, dir) && e.code == row[i].code;
+        scratch_remove(dir);
+        if (!as_expected)
             fail_msg("%s %s: rc %d, code %d, message \"%s\"", row[i].from, row[i].patch, rc, (int)e.code, e.msg);
     }
 }

@@ -2,7 +2,6 @@
 #ifndef D2Q_BASE_DIGEST_H
 #define D2Q_BASE_DIGEST_H
 
-
 #include "base/err.h"
 
 /* Of a file's bytes, as 64 lower-case hex digits and NUL. */

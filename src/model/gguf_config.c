@@ -138,8 +138,6 @@ static int put_rope_freqs(struct reader *r, const struct tensor *t)
     float factor[MAX_FIT_PAIRS];
     if (config_common(r->config, 0, &hp, r->e) || tensor_expect(t, hp.head_dim / 2, -1, r->e))
         return -1;
-    if (t->type == DT_COUNT)
-        return err_set(r->e, ERR_UNSUPPORTED, "rope_freqs.weight: expected float32, found a type that is not supported");
     if (hp.head_dim / 2 > MAX_FIT_PAIRS)
         return err_set(r->e, ERR_UNSUPPORTED, "rope_freqs.weight of %lld pairs is not supported (expected at most "
                        "%d)", (long long)(hp.head_dim / 2), MAX_FIT_PAIRS);

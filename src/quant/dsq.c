@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "backend/linalg.h"
+#include "base/num.h"
 #include "base/par.h"
 #include "quant/correct.h"
 #include "tensor/half.h"
@@ -97,7 +98,7 @@ static void matvec_item(void *ctx, size_t item, int worker)
 static void matvec(const float *a, int64_t d, const double *x, double *y)
 {
     struct matvec m = { a, x, y, d };
-    par_for((size_t)((d + ROWS - 1) / ROWS), matvec_item, &m);
+    par_for((size_t)ceil_div(d, ROWS), matvec_item, &m);
 }
 
 static double dot(const double *a, const double *b, int64_t n)

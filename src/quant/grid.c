@@ -3,6 +3,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/num.h"
+
 const struct grid_info grid_table[GRID_COUNT] = {
 #define GRID(id, kind, dtype, bits, group, super, zmin, zmax, scmin, scmax, mmax, dbits, narrow, help) \
     { #id, kind, dtype, bits, group, super, zmin, zmax, scmin, scmax, mmax, dbits, GRID_##narrow, help },
@@ -66,7 +68,7 @@ double grid_row_bits(const struct grid *g, int64_t n_in)
     if (g->type != DT_QMAT)
         return 8.0 * (double)(n_in / d->block_len * d->block_bytes);
     /* codes, fp16 scales, zeros at code width: as the GPTQ format stores them */
-    int64_t words = (n_in * g->bits + 31) / 32, groups = (n_in + g->group - 1) / g->group;
+    int64_t words = ceil_div(n_in * g->bits, 32), groups = ceil_div(n_in, g->group);
     return 32.0 * (double)words + (double)(groups * (16 + g->bits));
 }
 

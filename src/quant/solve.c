@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "backend/linalg.h"
+#include "base/num.h"
 #include "base/par.h"
 #include "quant/tile.h"
 #include "tensor/half.h"
@@ -465,7 +466,7 @@ static int batch_init(struct batch *b, const struct solve_task *task, int n, con
     for (int i = 0; i < n; i++) {
         const struct solve_in *in = task[i].in;
         struct solve_job *job = b->job + i;
-        size_t tiles = (size_t)((in->n_out + TILE_R - 1) / TILE_R);
+        size_t tiles = (size_t)ceil_div(in->n_out, TILE_R);
         if (i > 0 && same_inputs(in, task[0].in))
             *job = b->job[0];
         else if (scale_inputs(in, o, job, b->own + i, e))
@@ -475,7 +476,7 @@ static int batch_init(struct batch *b, const struct solve_task *task, int n, con
         job->k = tile_kernels();
         job->grid = in->grid;
         job->search = o->search;
-        job->n_groups = (in->n_in + in->grid->group - 1) / in->grid->group;
+        job->n_groups = ceil_div(in->n_in, in->grid->group);
         b->first[i + 1] = b->first[i] + tiles;
         job->tile_err = mem_zalloc(tiles, sizeof *job->tile_err);
         if (!job->tile_err)
@@ -586,7 +587,7 @@ static void error_item(void *ctx, size_t i, int worker)
 int solve_error(const float *w, const struct tensor *v, const float *col_scale, const float *h,
                 int64_t n_out, int64_t n_in, double *err, struct err *e)
 {
-    size_t items = (size_t)((n_out + ERR_ROWS - 1) / ERR_ROWS);
+    size_t items = (size_t)ceil_div(n_out, ERR_ROWS);
     struct error_job j = { .w = w, .col_scale = col_scale, .h = h, .v = v, .n_out = n_out, .n_in = n_in };
     j.part = mem_zalloc(items, sizeof *j.part);
     if (!j.part)

@@ -7,6 +7,7 @@
 #include "backend/backend.h"
 #include "backend/cpu/kernels.h"
 #include "backend/linalg.h"
+#include "base/num.h"
 #include "base/par.h"
 #include "model/backward.h"
 #include "tensor/block.h"
@@ -236,7 +237,7 @@ static int on_weight(void *ud, enum role role, const float *dy, const float *x, 
         int64_t k = n_out - r < chunk ? n_out - r : chunk;
         struct grad_job j = { u, dw, r, k, 0 };
         la_sgemm(1, 0, k, d, n, 1, dy + r, n_out, x, d, 0, dw, d);
-        par_for((size_t)((k + CHUNK_ROWS - 1) / CHUNK_ROWS), grad_item, &j);
+        par_for((size_t)ceil_div(k, CHUNK_ROWS), grad_item, &j);
         if (atomic_load(&j.failed))
             rc = err_nomem(e, "gradient", (size_t)d * 12);
     }
@@ -475,7 +476,7 @@ uint64_t tune_bytes(const struct model *m, const struct quant_options *o, int64_
         struct grid g;
         quant_grid(o, i / ROLE_COUNT, role, role_cols(hp, role), &g);
         int64_t len = g.super ? g.super : g.group;
-        factors += (uint64_t)(role_rows(hp, role) * ((role_cols(hp, role) + len - 1) / len) * (g.kind == KIND_TWO_AFFINE || g.kind == KIND_AFFINE ? 2 : 1));
+        factors += (uint64_t)(role_rows(hp, role) * ceil_div(role_cols(hp, role), len) * (g.kind == KIND_TWO_AFFINE || g.kind == KIND_AFFINE ? 2 : 1));
     }
     return (floats + 6 * factors) * sizeof(float) + bwd_bytes(hp, longest);
 }

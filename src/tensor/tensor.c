@@ -114,14 +114,12 @@ struct tensor tensor_f32(const char *name, const float *data, int64_t rows, int6
 
 int tensor_expect(const struct tensor *t, int64_t rows, int64_t cols, struct err *e)
 {
-    if (cols < 0) {
-        if (t->n_dims == 1 && t->dim[0] == rows)
-            return 0;
+    bool one = cols < 0;
+    if (t->n_dims == (one ? 1 : 2) && t->dim[0] == rows && (one || t->dim[1] == cols))
+        return t->type != DT_COUNT ? 0 : err_set(e, ERR_UNSUPPORTED, "tensor %s: its type is not supported", t->name);
+    if (one)
         return err_set(e, ERR_FORMAT, "tensor %s: expected shape [%lld], found %d dimensions [%lld, %lld]",
                        t->name, (long long)rows, t->n_dims, (long long)t->dim[0], (long long)t->dim[1]);
-    }
-    if (t->n_dims == 2 && t->dim[0] == rows && t->dim[1] == cols)
-        return 0;
     return err_set(e, ERR_FORMAT, "tensor %s: expected shape [%lld, %lld], found %d dimensions [%lld, %lld]",
                    t->name, (long long)rows, (long long)cols, t->n_dims, (long long)t->dim[0],
                    (long long)t->dim[1]);

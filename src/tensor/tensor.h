@@ -94,7 +94,7 @@ void tensor_rows_f32(const struct tensor *t, int64_t row0, int64_t n, float *dst
 void tensor_to_f32(const struct tensor *t, float *dst);
 /* A view of float32 data. */
 struct tensor tensor_f32(const char *name, const float *data, int64_t rows, int64_t cols);
-/* Fails naming the tensor, expected and found. cols < 0: one-dimensional. */
+/* Fails naming the tensor, expected and found, or its unknown type (DT_COUNT), of which no value can be read. cols < 0: one-dimensional. */
 int tensor_expect(const struct tensor *t, int64_t rows, int64_t cols, struct err *e);
 
 #endif
