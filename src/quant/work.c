@@ -58,11 +58,14 @@ static void add_data(struct sha256_ctx *ctx, const void *data, size_t n)
         sha256_update(ctx, PIECE, p + (n - PIECE) / (PIECES - 1) * i);
 }
 
-static void add_tensor(struct sha256_ctx *ctx, const struct tensor *t)
+/* Samples map far more than they read where the kernel keeps files in large pages. */
+static void add_tensor(struct sha256_ctx *ctx, const struct model *m, const struct tensor *t)
 {
     int64_t shape[4] = { t->type, t->dim[0], t->dim[1], t->perm_dim };
     sha256_update(ctx, sizeof shape, (const uint8_t *)shape);
     add_data(ctx, t->data, t->size);
+    if (m->ck)
+        checkpoint_forget(m->ck, t->data, t->size);
 }
 
 /* Where the model lies does not count; its configuration, norms, biases and samples of its matrices do. */
@@ -73,8 +76,8 @@ static void model_digest(const struct model *m, char out[2 * DIGEST + 1])
     char *config = m->config ? json_dumps(m->config, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
     add_data(&ctx, config, config ? strlen(config) : 0);
     free(config);
-    add_tensor(&ctx, &m->tok_embd);
-    add_tensor(&ctx, &m->lm_head);
+    add_tensor(&ctx, m, &m->tok_embd);
+    add_tensor(&ctx, m, &m->lm_head);
     size_t d = (size_t)m->hp.n_embd * sizeof(float), h = (size_t)m->hp.head_dim * sizeof(float);
     add_data(&ctx, m->out_norm, d);
     for (int64_t i = 0; i < m->hp.n_layer; i++) {
@@ -84,7 +87,7 @@ static void model_digest(const struct model *m, char out[2 * DIGEST + 1])
         add_data(&ctx, l->q_norm, h);
         add_data(&ctx, l->k_norm, h);
         for (int r = 0; r < ROLE_COUNT; r++) {
-            add_tensor(&ctx, &l->lin[r].w);
+            add_tensor(&ctx, m, &l->lin[r].w);
             add_data(&ctx, l->lin[r].b, (size_t)tensor_rows(&l->lin[r].w) * sizeof(float));
         }
     }
