@@ -1,5 +1,6 @@
 /* base: the pool of threads, arenas, files that appear whole or not at all. */
 #include <fcntl.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -12,6 +13,7 @@
 #include <cmocka.h>
 
 #include "base/file.h"
+#include "base/json.h"
 #include "base/mem.h"
 #include "base/par.h"
 #include "scratch.h"
@@ -179,11 +181,33 @@ static void test_cursor(void **state)
     assert_non_null(strstr(e.msg, "byte 4"));
 }
 
+/* transformers writes int(1e30) for "no limit"; 64 bits are enough for whatever we take as an integer. */
+static void test_json_with_huge_integers(void **state)
+{
+    (void)state;
+    static const char text[] = "{\"max\": 1000000000000000019884624838656, \"a\": [-99999999999999999999, 12, 1.25, 9007199254740993],"
+                               " \"s\": \"1000000000000000019884624838656\", \"r\": 0.1000000000000000055511151231257827e1}";
+    struct err e = { 0 };
+    json_t *o;
+    assert_int_equal(json_from_text(text, sizeof text - 1, &o, &e), 0);
+    json_t *max = json_object_get(o, "max"), *a = json_object_get(o, "a");
+    assert_true(json_is_real(max) && fabs(json_real_value(max) / 1e30 - 1) < 1e-15);
+    assert_true(fabs(json_real_value(json_array_get(a, 0)) / -1e20 - 1) < 1e-15);
+    assert_true(json_integer_value(json_array_get(a, 1)) == 12 && json_real_value(json_array_get(a, 2)) == 1.25);
+    assert_true(json_integer_value(json_array_get(a, 3)) == 9007199254740993);
+    assert_string_equal(json_string_value(json_object_get(o, "s")), "1000000000000000019884624838656");
+    assert_true(json_real_value(json_object_get(o, "r")) == 1.0);
+    json_decref(o);
+    assert_int_equal(json_from_text("[1000000000000000019884624838656", 32, &o, &e), -1);
+    assert_null(o);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_item_once),
         cmocka_unit_test(test_memory), cmocka_unit_test(test_spill),
+        cmocka_unit_test(test_json_with_huge_integers),
         cmocka_unit_test(test_output_is_whole_or_absent),
         cmocka_unit_test(test_cursor),
     };

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "base/mem.h"
+
 /* What jansson and malloc take for each, by the character that announces it. */
 static size_t price(char c)
 {
@@ -47,6 +49,23 @@ static int check_size(const char *text, size_t n, struct err *e)
     return 0;
 }
 
+/* A copy of the text whose integers of more than 18 digits are reals: ...dd becomes ...e2, as long as before. */
+static char *huge_as_reals(const char *text, size_t n)
+{
+    char *t = mem_alloc(n + 1, 1);
+    if (!t)
+        return NULL;
+    memcpy(t, text, n);
+    t[n] = 0;
+    for (size_t i = 0; i < n;) {
+        size_t digits = strspn(t + i, "-0123456789"), whole = strspn(t + i, "+-.eE0123456789");
+        if (digits == whole && digits > 18)
+            memcpy(t + i + digits - 2, "e2", 2);
+        i = t[i] == '"' ? string_end(t, n, i) + 1 : i + (whole ? whole : 1);
+    }
+    return t;
+}
+
 int json_from_text(const char *text, size_t n, json_t **out, struct err *e)
 {
     json_error_t je;
@@ -54,5 +73,12 @@ int json_from_text(const char *text, size_t n, json_t **out, struct err *e)
     if (check_size(text, n, e))
         return -1;
     *out = json_loadb(text, n, JSON_REJECT_DUPLICATES, &je);
+    if (!*out && json_error_code(&je) == json_error_numeric_overflow) {
+        char *t = huge_as_reals(text, n);
+        if (!t)
+            return err_nomem(e, "JSON", n);
+        *out = json_loadb(t, n, JSON_REJECT_DUPLICATES, &je);
+        mem_free(t);
+    }
     return *out ? 0 : err_set(e, ERR_FORMAT, "not valid JSON: %s (line %d, byte %d)", je.text, je.line, je.position);
 }

@@ -12,7 +12,7 @@
 
 /* A value (json_decref) of n bytes of text; a key that occurs twice is an error. Text that nests deeper than JSON_DEPTH, or
  * whose values would take more than JSON_MEMORY ("[],[],[]..." takes forty times its length), is refused before anything is
- * built of it. The message says what and where, but no file: put that before it (err_prefix). */
+ * built of it. Integers beyond 64 bits (transformers writes "model_max_length": 10^30 for "none") become reals. The message says what and where, but no file: put that before it (err_prefix). */
 int json_from_text(const char *text, size_t n, json_t **out, struct err *e);
 
 #endif
