@@ -1,6 +1,7 @@
 /* tok_gguf: a tokenizer from GGUF metadata (tokenizer.ggml.*). */
 #include <string.h>
 
+#include "base/par.h"
 #include "model/tokenizer_impl.h"
 
 static int missing(const struct tokenizer *t, const char *key, struct err *e)
@@ -53,35 +54,78 @@ static int read_tokens(struct tokenizer *t, const struct gguf *g, struct err *e)
     return 0;
 }
 
+/* A merge of the file: "left right" in characters of the byte alphabet. 0: m filled but for its rank. */
+enum merge_fault { MERGE_FINE, MERGE_SHAPE, MERGE_UNKNOWN };
+static enum merge_fault find_merge(const struct tokenizer *t, struct gguf_str s, struct merge *m)
+{
+    char buf[2][1024];
+    const char *gap = s.n > 1 ? memchr(s.p + 1, ' ', s.n - 1) : NULL; /* a piece may itself begin with " "? no: Ġ */
+    size_t ln = gap ? (size_t)(gap - s.p) : 0, rn = gap ? s.n - ln - 1 : 0, n[2];
+    if (!ln || !rn || ln > 1024 || rn > 1024 || ln + rn > 1024 || !raw_from_chars(s.p, ln, buf[0], &n[0]) ||
+        !raw_from_chars(gap + 1, rn, buf[1], &n[1]))
+        return MERGE_SHAPE;
+    m->left = str_map_find(t, buf[0], n[0]);
+    m->right = str_map_find(t, buf[1], n[1]);
+    memcpy(buf[0] + n[0], buf[1], n[1]);
+    m->id = str_map_find(t, buf[0], n[0] + n[1]);
+    return m->left < 0 || m->right < 0 || m->id < 0 ? MERGE_UNKNOWN : MERGE_FINE;
+}
+
+#define MERGES 2048 /* looked up as one item of work: most of what it takes to open a file */
+
+struct merges_job {
+    const struct tokenizer *t;
+    const struct gguf_str *text;
+    struct merge *found; /* id < 0: at fault */
+    size_t n;
+};
+
+static void find_merges(void *ctx, size_t item, int worker)
+{
+    (void)worker;
+    const struct merges_job *j = ctx;
+    for (size_t i = item * MERGES; i < j->n && i < (item + 1) * MERGES; i++)
+        if (find_merge(j->t, j->text[i], &j->found[i]) != MERGE_FINE)
+            j->found[i].id = -1;
+}
+
+static int add_merges(struct tokenizer *t, const struct gguf_str *text, struct merge *found, size_t n, struct err *e)
+{
+    struct merges_job j = { t, text, found, n };
+    par_for((n + MERGES - 1) / MERGES, find_merges, &j);
+    for (size_t i = 0; i < n; i++) {
+        struct gguf_str s = text[i];
+        if (found[i].id >= 0)
+            merge_map_add(t, found[i].left, found[i].right, found[i].id, (uint32_t)i);
+        else if (find_merge(t, s, &found[i]) == MERGE_SHAPE)
+            return err_set(e, ERR_FORMAT, "%s: tokenizer.ggml.merges entry %zu: expected two pieces, found '%.*s'", t->what, i,
+                           (int)(s.n < 40 ? s.n : 40), s.p);
+        else
+            return err_set(e, ERR_FORMAT, "%s: tokenizer.ggml.merges entry %zu ('%.*s') names a token that is not in the vocabulary",
+                           t->what, i, (int)(s.n < 40 ? s.n : 40), s.p);
+    }
+    return 0;
+}
+
 static int read_merges(struct tokenizer *t, const struct gguf *g, struct err *e)
 {
     struct gguf_iter it;
-    char buf[2][1024];
     int found = gguf_iter_init(&it, g, "tokenizer.ggml.merges", GGUF_STRING, e);
     if (found < 1)
         return found ? err_prefix(e, "%s", t->what) : missing(t, "tokenizer.ggml.merges", e);
-    if (it.kv->n > 1u << 24)
-        return err_set(e, ERR_FORMAT, "%s: tokenizer.ggml.merges: %llu entries are too many", t->what,
-                       (unsigned long long)it.kv->n);
-    if (merge_map_init(t, it.kv->n, e))
+    size_t n = (size_t)it.kv->n;
+    if (n > 1u << 24)
+        return err_set(e, ERR_FORMAT, "%s: tokenizer.ggml.merges: %zu entries are too many", t->what, n);
+    if (merge_map_init(t, n, e))
         return -1;
-    for (uint64_t i = 0; i < it.kv->n; i++) {
-        struct gguf_str s = gguf_iter_str(&it);
-        const char *gap = s.n > 1 ? memchr(s.p + 1, ' ', s.n - 1) : NULL; /* a piece may itself begin with " "? no: Ġ */
-        size_t ln = gap ? (size_t)(gap - s.p) : 0, rn = gap ? s.n - ln - 1 : 0, n[2];
-        if (!ln || !rn || ln > 1024 || rn > 1024 || ln + rn > 1024 || !raw_from_chars(s.p, ln, buf[0], &n[0]) ||
-            !raw_from_chars(gap + 1, rn, buf[1], &n[1]))
-            return err_set(e, ERR_FORMAT, "%s: tokenizer.ggml.merges entry %llu: expected two pieces, found '%.*s'", t->what,
-                           (unsigned long long)i, (int)(s.n < 40 ? s.n : 40), s.p);
-        int32_t l = str_map_find(t, buf[0], n[0]), r = str_map_find(t, buf[1], n[1]);
-        memcpy(buf[0] + n[0], buf[1], n[1]);
-        int32_t id = str_map_find(t, buf[0], n[0] + n[1]);
-        if (l < 0 || r < 0 || id < 0)
-            return err_set(e, ERR_FORMAT, "%s: tokenizer.ggml.merges entry %llu ('%.*s') names a token that is not in the vocabulary",
-                           t->what, (unsigned long long)i, (int)(s.n < 40 ? s.n : 40), s.p);
-        merge_map_add(t, l, r, id, (uint32_t)i);
-    }
-    return 0;
+    struct gguf_str *text = mem_alloc(n + 1, sizeof *text);
+    struct merge *merge = mem_alloc(n + 1, sizeof *merge);
+    for (size_t i = 0; text && i < n; i++)
+        text[i] = gguf_iter_str(&it);
+    int rc = text && merge ? add_merges(t, text, merge, n, e) : err_nomem(e, t->what, n * (sizeof *text + sizeof *merge));
+    mem_free(text);
+    mem_free(merge);
+    return rc;
 }
 
 static int read_scores(struct tokenizer *t, const struct gguf *g, struct err *e)
