@@ -86,6 +86,7 @@ typedef struct d2q_quantize_options {
     const char *const *keep; /* (n_keep) "PATTERN=TYPE": other grids for tensors by name ("*.down_proj=q4_k") */
     int n_keep;
     int dsq, dac;         /* 0, 1 or D2Q_DEFAULT */
+    int dsq_norms;        /* DSQ of q,k,v and gate,up too; 0, 1 or D2Q_DEFAULT: the recipe's, where dsq is on */
     double alpha, beta;   /* propagated error; D2Q_DEFAULT, 0: off */
     const char *rotate;   /* "off", or "hadamard": residual stream and heads rotated first; unties the head */
     const char *order;    /* "none", "act"; NULL: the method's default, also below */

@@ -161,7 +161,7 @@ static void refinements_help(void **state)
         struct problem p;
         struct err e;
         float s_c[COLS];
-        double kept = 0, gain;
+        double gain;
         rng = 7;
         problem_init(&p, types[k], 0, 0);
         p.in.f = NULL;
@@ -175,7 +175,7 @@ static void refinements_help(void **state)
         double swept = error_of(&p, NULL);
         p.o.dsq_rounds = 2;
         p.o.dsq_weighted = true;
-        assert_int_equal(dsq_solve(&p.in, &p.o, &p.t, s_c, &gain, &kept, &e), 0);
+        assert_int_equal(dsq_solve((const struct solve_in *[]){ &p.in }, (struct tensor *[]){ &p.t }, 1, &p.o, s_c, &gain, &e), 0);
         double dual = error_of(&p, s_c);
         if (!(gptq < 0.97 * rtn && swept <= gptq * 1.0001 && dual <= swept * 1.0001))
             fail_msg("%s: rtn %g, gptq %g, with sweep %g, with dual scales %g", grid_table[types[k]].name, rtn, gptq, swept, dual);

@@ -231,9 +231,8 @@ static void test_written_is_what_was_in_memory(void **state)
 
 /* DAC of the first block, after a reload: the mean of gate (and up) over the calibration tokens is what the quantized
  * matrix makes of the float path's mean input: W_q mean(x~) + b = W_q mean(x). fp16 rounds b. */
-static void test_dac_restores_the_mean(void **state)
+static void dac_restores_the_mean(bool dsq_norms)
 {
-    (void)state;
     struct quant_options o = options("d2quant", "paper", 2, 32);
     struct quant_result res;
     struct calib c;
@@ -242,10 +241,12 @@ static void test_dac_restores_the_mean(void **state)
     const char *dir = scratch_dir();
     o.sinks = SINKS_KEEP;
     o.dsq = false;
+    o.dsq_norms = dsq_norms;
     struct model *fl = open_model(MODELS "llama"), *m = open_model(MODELS "llama");
     make_calib(&c, m, 1, 64); /* one sequence: none is held out, all of it makes the mean */
     assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), 0);
     assert_true(res.blocks[0].dac_shift > 1e-4);
+    assert_true((res.blocks[0].dsq_norm_gain[1] > 0) == dsq_norms);
     assert_int_equal(export_model(m, "gptq", scratch_path(dir, "dac"), NULL, NULL, NULL, &e), 0);
     model_free(m);
     m = open_model(scratch_path(dir, "dac"));
@@ -293,6 +294,13 @@ static void test_dac_restores_the_mean(void **state)
     model_free(m);
     model_free(fl);
     scratch_remove(dir);
+}
+
+static void test_dac_restores_the_mean(void **state)
+{
+    (void)state;
+    dac_restores_the_mean(false);
+    dac_restores_the_mean(true); /* the gains of the norm are not those that mu was measured behind */
 }
 
 /* Kept only where held-out calibration gains: a refused mu leaves no bias. */

@@ -44,6 +44,7 @@ static struct quant_options options(const char *method, const char *recipe)
     assert_int_equal(quant_options_init(&o, method, recipe, &e), 0);
     o.bits = 2;
     o.group = 40;
+    o.dsq_norms = o.dsq;
     return o;
 }
 

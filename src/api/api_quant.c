@@ -15,7 +15,7 @@
 void d2q_quantize_options_init(d2q_quantize_options *o)
 {
     *o = (d2q_quantize_options){
-        .method = "d2quant", .recipe = "default", .bits = 2, .group = 128, .grid = "asym", .dsq = D2Q_DEFAULT,
+        .method = "d2quant", .recipe = "default", .bits = 2, .group = 128, .grid = "asym", .dsq = D2Q_DEFAULT, .dsq_norms = D2Q_DEFAULT,
         .dac = D2Q_DEFAULT, .alpha = D2Q_DEFAULT, .beta = D2Q_DEFAULT, .sweeps = D2Q_DEFAULT, .tune = D2Q_DEFAULT, .tune_lr = D2Q_DEFAULT, .damp = D2Q_DEFAULT,
         .rotate = "off", .on_failure = "stop", .calib = "self", .nsamples = 128, .seqlen = 2048,
     };
@@ -71,6 +71,7 @@ int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, s
         return -1;
     o->rotate = k == 1;
     o->dsq = in->dsq == D2Q_DEFAULT ? o->dsq : in->dsq != 0;
+    o->dsq_norms = in->dsq_norms == D2Q_DEFAULT ? o->dsq_norms && o->dsq : in->dsq_norms != 0;
     o->dac = in->dac == D2Q_DEFAULT ? o->dac : in->dac != 0;
     o->alpha = in->alpha < 0 ? o->alpha : in->alpha;
     o->beta = in->beta < 0 ? o->beta : in->beta;
@@ -87,7 +88,7 @@ static json_t *options_json(const d2q_quantize_options *in, const struct quant_o
                       *const sinks[] = { "keep", "skip", "clip" };
     json_t *j = json_pack("{sssssisissssss}", "method", in->method, "recipe", in->recipe, "bits", o->bits, "group", o->group,
                           "order", orders[o->order], "search", searches[o->search], "sinks", sinks[o->sinks]);
-    json_object_update_new(j, json_pack("{sssfsbsbsfsfsisI}", "grid", grid_table[o->grid].name, "damp", o->damp, "dsq", o->dsq,
+    json_object_update_new(j, json_pack("{sssfsbsbsbsfsfsisI}", "grid", grid_table[o->grid].name, "damp", o->damp, "dsq", o->dsq, "dsq_norms", o->dsq_norms,
                                         "dac", o->dac, "alpha", o->alpha, "beta", o->beta, "sweeps", o->sweeps, "seed",
                                         (json_int_t)in->seed));
     json_object_set_new(j, "rotate", json_string(in->rotate));
@@ -281,8 +282,9 @@ static json_t *result_json(const struct model *m, const d2q_quantize_options *in
     }
     for (int64_t i = 0; i < m->hp.n_layer; i++) {
         const struct quant_block *b = &res->blocks[i];
-        json_t *j = json_pack("{sfsfsfsfsfsfsf}", "dac_share", b->dac_share, "dac_gain", b->dac_gain, "dac_shift", b->dac_shift,
-                              "dsq_min", b->dsq_min, "dsq_max", b->dsq_max, "dsq_gain", b->dsq_gain, "out_err", b->out_err);
+        json_t *j = json_pack("{sfsfsfsfsfsfsfs[ff]}", "dac_share", b->dac_share, "dac_gain", b->dac_gain, "dac_shift", b->dac_shift,
+                              "dsq_min", b->dsq_min, "dsq_max", b->dsq_max, "dsq_gain", b->dsq_gain, "out_err", b->out_err,
+                              "dsq_norm_gain", b->dsq_norm_gain[0], b->dsq_norm_gain[1]);
         json_t *spread = json_array();
         for (int k = 0; k < QUANT_SPREAD; k++)
             json_array_append_new(spread, json_real(b->dsq_quantile[k]));

@@ -45,6 +45,7 @@ const struct opt cmd_quantize_opts[] = {
     { "target-size", 0, OPT_SIZE, AT(target_size), "SIZE", NULL, 0, 0, "choose GGUF types by what they cost, for a file of this size (480MiB)", NULL },
     { "target-bpw", 0, OPT_NUM, AT(target_bpw), "X", NULL, 0, 16, "the same for so many bits a weight", NULL },
     { "dsq", 0, OPT_ONOFF, AT(q.dsq), NULL, NULL, 0, 0, "second scale of down_proj, merged into up_proj", "the recipe's" },
+    { "dsq-norms", 0, OPT_ONOFF, AT(q.dsq_norms), NULL, NULL, 0, 0, "the same of q,k,v and of gate,up, merged into the norms' gains", "the recipe's" },
     { "dac", 0, OPT_ONOFF, AT(q.dac), NULL, NULL, 0, 0, "mean correction at the norm after attention", "the recipe's" },
     { "propagate", 0, OPT_PAIR, AT(q.alpha), "A,B|off", NULL, 0, 2, "aim at the float path", "the recipe's" },
     { "rotate", 0, OPT_STR, AT(q.rotate), NULL, "off|hadamard", 0, 0, "spread outliers over the residual stream first (QuaRot)", NULL },

@@ -236,7 +236,7 @@ static void rows_item(void *ctx, size_t i, int worker)
     }
 }
 
-static int write_matrix(const struct gguf_item *it, struct gguf_writer *w, struct outfile *out, struct err *e)
+static int write_matrix(const struct gguf_item *it, const struct checkpoint *source, struct gguf_writer *w, struct outfile *out, struct err *e)
 {
     size_t row_bytes = (size_t)(it->cols / dtype_table[it->type].block_len * dtype_table[it->type].block_bytes);
     int64_t chunk = (int64_t)(CHUNK_BYTES / (row_bytes ? row_bytes : 1)) + 1;
@@ -250,6 +250,7 @@ static int write_matrix(const struct gguf_item *it, struct gguf_writer *w, struc
         struct rows_job j = { it, row, row_bytes, buf, buf + (size_t)chunk * row_bytes };
         par_for((size_t)n, rows_item, &j);
         rc = gguf_writer_data(w, out, buf, (size_t)n * row_bytes, e);
+        checkpoint_forget_rows(source, it->t, row, n);
     }
     mem_free(buf);
     return rc;
@@ -315,7 +316,7 @@ static int write_part(const struct gguf_out *g, int part, const char *path, uint
     for (size_t i = 0, k = 0; i < g->n && !rc; i++) {
         if (g->items[i].part != part)
             continue;
-        rc = g->items[i].t ? write_matrix(&g->items[i], &w, &out, e) : write_vector(&g->items[i], &w, &out, e);
+        rc = g->items[i].t ? write_matrix(&g->items[i], g->m->ck, &w, &out, e) : write_vector(&g->items[i], &w, &out, e);
         *done += w.tensors[k++].size;
         arena_forget(&g->m->arena);
         rc = rc || log_progress(log, "writing", (double)*done, (double)g->bytes, e);

@@ -7,8 +7,11 @@
 #include "export/gguf_out.h"
 #include "export/verify.h"
 
+#define ROWS 4096 /* compared, then given back: a table is never in memory whole */
+
 struct compare_job {
     const struct tensor *a, *b;
+    int64_t row0;
     float *scratch;  /* two rows for each worker */
     uint8_t *differ; /* a byte for each row */
 };
@@ -19,33 +22,32 @@ static void compare_item(void *ctx, size_t i, int worker)
     const struct compare_job *j = ctx;
     int64_t cols = tensor_cols(j->a), k = 0;
     float *x = j->scratch + 2 * worker * cols, *y = x + cols;
-    tensor_rows_f32(j->a, (int64_t)i, 1, x);
-    tensor_rows_f32(j->b, (int64_t)i, 1, y);
+    tensor_rows_f32(j->a, j->row0 + (int64_t)i, 1, x);
+    tensor_rows_f32(j->b, j->row0 + (int64_t)i, 1, y);
     while (k < cols && x[k] == y[k] && isfinite(x[k]))
         k++;
     j->differ[i] = k < cols;
 }
 
-static int compare_matrix(const struct model *back, const struct tensor *a, const struct tensor *b, struct err *e)
+static int compare_matrix(const struct gguf_out *g, const struct model *back, const struct tensor *a, const struct tensor *b, struct err *e)
 {
-    int64_t rows = tensor_rows(a), cols = tensor_cols(a);
+    int64_t rows = tensor_rows(a), cols = tensor_cols(a), bad = -1;
     float *scratch = mem_alloc(2 * (size_t)(par_threads() * cols), sizeof *scratch);
-    uint8_t *differ = mem_alloc((size_t)rows + 1, 1);
-    int rc = 0;
-    if (!scratch || !differ) {
-        rc = err_nomem(e, b->name, 2 * (size_t)cols * sizeof *scratch);
-    } else {
-        struct compare_job j = { a, b, scratch, differ };
-        par_for((size_t)rows, compare_item, &j);
-        const uint8_t *bad = memchr(differ, 1, (size_t)rows);
-        if (bad)
-            rc = err_set(e, ERR_IO, "%s: tensor %s: row %lld is not finite or differs from the model after writing",
-                         back->ck->path, b->name, (long long)(bad - differ));
+    uint8_t differ[ROWS];
+    if (!scratch)
+        return err_nomem(e, b->name, 2 * (size_t)(par_threads() * cols) * sizeof *scratch);
+    for (int64_t i = 0; i < rows && bad < 0; i += ROWS) {
+        int64_t n = rows - i < ROWS ? rows - i : ROWS;
+        struct compare_job j = { a, b, i, scratch, differ };
+        par_for((size_t)n, compare_item, &j);
+        const uint8_t *at = memchr(differ, 1, (size_t)n);
+        bad = at ? i + (at - differ) : -1;
+        checkpoint_forget_rows(g->m->ck, a, i, n);
+        checkpoint_forget_rows(back->ck, b, i, n);
     }
-    checkpoint_forget(back->ck, b->data, b->size);
     mem_free(scratch);
-    mem_free(differ);
-    return rc;
+    return bad < 0 ? 0 : err_set(e, ERR_IO, "%s: tensor %s: row %lld is not finite or differs from the model after writing",
+                                 back->ck->path, b->name, (long long)bad);
 }
 
 static int compare_vector(const struct model *back, const char *what, int64_t layer, const float *a, const float *b, int64_t n,
@@ -71,7 +73,7 @@ static int compare_layer(const struct gguf_out *g, const struct model *back, int
         return -1;
     for (int r = 0; r < ROLE_COUNT; r++) {
         const float *bias = r >= ROLE_GATE && g->drop_mlp_bias ? NULL : a->lin[r].b;
-        if (compare_matrix(back, &a->lin[r].w, &b->lin[r].w, e) ||
+        if (compare_matrix(g, back, &a->lin[r].w, &b->lin[r].w, e) ||
             compare_vector(back, role_gguf_name[r], l, bias, b->lin[r].b, a->lin[r].w.dim[0], e))
             return -1;
     }
@@ -107,8 +109,8 @@ static int compare_models(const struct gguf_out *g, const struct model *back, co
     const struct model *m = g->m;
     if (compare_shape(g, back, e) || compare_rope(g, back, e) ||
         compare_vector(back, "output_norm", 0, m->out_norm, back->out_norm, m->hp.n_embd, e) ||
-        compare_matrix(back, &m->tok_embd, &back->tok_embd, e) ||
-        (!m->hp.tied && compare_matrix(back, &m->lm_head, &back->lm_head, e)))
+        compare_matrix(g, back, &m->tok_embd, &back->tok_embd, e) ||
+        (!m->hp.tied && compare_matrix(g, back, &m->lm_head, &back->lm_head, e)))
         return -1;
     for (int64_t l = 0; l < m->hp.n_layer; l++) {
         arena_forget(&m->arena);

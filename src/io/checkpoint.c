@@ -354,6 +354,13 @@ void checkpoint_forget(const struct checkpoint *c, const void *data, size_t n)
         file_map_forget(&c->gguf.maps[i], data, n);
 }
 
+void checkpoint_forget_rows(const struct checkpoint *c, const struct tensor *t, int64_t row0, int64_t n)
+{
+    size_t row = t->type == DT_QMAT ? 0 : t->size / (size_t)tensor_rows(t);
+    if (c && row)
+        checkpoint_forget(c, (const uint8_t *)t->data + (size_t)row0 * row, (size_t)n * row);
+}
+
 #define PIECE ((size_t)1 << 20)
 
 void checkpoint_sha256(const struct checkpoint *c, const void *data, size_t n, char hex[65])

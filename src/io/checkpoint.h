@@ -42,6 +42,8 @@ int checkpoint_check(const struct checkpoint *c, struct err *e);
 void checkpoint_free(struct checkpoint *c); /* NULL allowed */
 /* The pages of n bytes at data, if they lie in a mapping of c, need not stay in memory: they are read again when touched. */
 void checkpoint_forget(const struct checkpoint *c, const void *data, size_t n);
+/* Those of n rows of t from row0 on; c NULL allowed. */
+void checkpoint_forget_rows(const struct checkpoint *c, const struct tensor *t, int64_t row0, int64_t n);
 /* SHA-256 of n bytes at data, which leave memory as they are read. */
 void checkpoint_sha256(const struct checkpoint *c, const void *data, size_t n, char hex[65]);
 

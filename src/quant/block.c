@@ -44,8 +44,29 @@ static int record_scales(const float *s_c, int64_t n, struct quant_block *out, s
     return 0;
 }
 
-/* down_proj with DSQ: up_proj absorbs s^c. */
-static int absorb(struct block *b, const float *s_c, struct err *e)
+#define HALF_MAX 65504.0f
+
+/* DSQ of q,k,v or gate,up: the gains of the norm before them absorb s^c, rounded as the output stores them. */
+static int absorb_in_norm(struct block *b, const float **norm, const float *s_c, struct err *e)
+{
+    struct run *r = b->run;
+    int64_t d = r->m->hp.n_embd;
+    bool half = r->o->kept == DT_F16;
+    float *gain = arena_alloc(&r->m->arena, (size_t)d, sizeof *gain);
+    if (!gain)
+        return err_nomem(e, "norm gains", (size_t)d * sizeof *gain);
+    for (int64_t j = 0; j < d; j++) {
+        gain[j] = half ? half_round((*norm)[j] * s_c[j]) : (*norm)[j] * s_c[j];
+        if (!isfinite(gain[j]))
+            return err_set(e, ERR_NUMERIC, "block %lld: a merged norm gain leaves the range of fp16", (long long)b->index);
+    }
+    *norm = gain;
+    b->norm_scale = s_c;
+    return 0;
+}
+
+/* DSQ of down_proj: up_proj absorbs s^c. */
+static int absorb_in_up(struct block *b, const float *s_c, struct err *e)
 {
     struct run *r = b->run;
     struct linear *up = &b->fq->lin[ROLE_UP];
@@ -62,8 +83,6 @@ static int absorb(struct block *b, const float *s_c, struct err *e)
     quant_grid(r->o, b->index, ROLE_UP, up->w.dim[1], &g);
     return dsq_absorb(&up->w, &g, bias, s_c, e) || record_scales(s_c, n_ff, b->out, e) ? -1 : 0;
 }
-
-#define HALF_MAX 65504.0f
 
 /* fp16 holds the scales, or the weights themselves. */
 static int check_range(const char *name, const float *w, int64_t n_out, int64_t n_in, struct err *e)
@@ -151,7 +170,7 @@ struct part {
     bool moved;     /* the target is that */
     struct solve_in in;
     struct tensor q;
-    float *s_c;     /* (n_in) DSQ's scales, or NULL */
+    float *s_c;     /* (n_in) DSQ's scales, which all parts share, or NULL */
     double aimed;   /* tr(E H E^T) against the target */
     bool failed;    /* numerically; why says how */
     struct err why;
@@ -197,10 +216,17 @@ static int part_begin(struct block *b, struct part *p, const struct stats *st, c
     if (check_range(t->name, p->in.w, t->n_out, t->n_in, e) ||
         grid_alloc(&p->grid, &b->run->m->arena, b->fq->lin[p->role].w.name, t->n_out, t->n_in, &p->q, e))
         return -1;
-    if (b->run->o->dsq && p->role == ROLE_DOWN && f && b->up_quantized &&
-        !(p->s_c = arena_alloc(&b->arena, (size_t)t->n_in, sizeof *p->s_c)))
-        return err_nomem(e, "dual scales", (size_t)t->n_in * sizeof *p->s_c);
     return 0;
+}
+
+/* Are these to be solved by DSQ, all together? What absorbs the scales must be there, and every matrix that sees it change. */
+static bool by_dsq(const struct block *b, const struct part *p, int n)
+{
+    const struct quant_options *o = b->run->o;
+    for (int i = 0; i < n; i++)
+        if (p[i].failed || p[i].grid.kind == KIND_FLOAT || !p[i].in.f)
+            return false;
+    return p->role == ROLE_DOWN ? o->dsq && b->up_quantized : o->dsq_norms && p->role != ROLE_O;
 }
 
 static bool by_boa(const struct block *b, const struct part *p)
@@ -208,15 +234,12 @@ static bool by_boa(const struct block *b, const struct part *p)
     return b->boa && p->in.f && p->role <= ROLE_V;
 }
 
-/* DSQ and BoA solve one matrix at a time. */
-static int solve_apart(struct block *b, struct part *p, struct err *e)
+static int solve_boa(struct block *b, struct part *p, struct err *e)
 {
-    struct run *r = b->run;
     const struct solve_in *in = &p->in;
     double t0 = log_now();
-    int rc = p->s_c ? dsq_solve(&p->in, r->o, &p->q, p->s_c, &b->out->dsq_gain, &p->aimed, e)
-                    : boa_solve(b->boa, p->role, &b->ff, in, r->o, &p->q, r->log, e) ||
-                          solve_error(in->w, &p->q, NULL, in->h, in->n_out, in->n_in, &p->aimed, e);
+    int rc = boa_solve(b->boa, p->role, &b->ff, in, b->run->o, &p->q, b->run->log, e) ||
+             solve_error(in->w, &p->q, NULL, in->h, in->n_out, in->n_in, &p->aimed, e);
     p->rec->seconds += log_now() - t0;
     return rc ? -1 : 0;
 }
@@ -229,44 +252,74 @@ static int part_failed(struct part *p, const struct err *why)
     return p->failed ? 0 : -1;
 }
 
-/* The codes of all n parts. Each is charged its share, by rows, of the time they took together. */
-static int solve_parts(struct block *b, struct part *p, int n, struct err *e)
+static void share_time(struct part *const *p, int n, double seconds)
+{
+    int64_t rows = 0;
+    for (int i = 0; i < n; i++)
+        rows += p[i]->in.n_out;
+    for (int i = 0; i < n; i++) /* by rows, of the time they took together */
+        p[i]->rec->seconds += seconds * (double)p[i]->in.n_out / (double)rows;
+}
+
+static int solve_dsq(struct block *b, struct part *const *p, int n, struct err *e)
+{
+    const struct solve_in *in[SOLVE_MOST];
+    struct tensor *t[SOLVE_MOST];
+    double *gain = p[0]->role == ROLE_DOWN ? &b->out->dsq_gain : &b->out->dsq_norm_gain[p[0]->role == ROLE_GATE];
+    for (int i = 0; i < n; i++) {
+        in[i] = &p[i]->in;
+        t[i] = &p[i]->q;
+    }
+    if (!(p[0]->s_c = arena_alloc(&b->arena, (size_t)in[0]->n_in, sizeof *p[0]->s_c)))
+        return err_nomem(e, "dual scales", (size_t)in[0]->n_in * sizeof *p[0]->s_c);
+    int rc = dsq_solve(in, t, n, b->run->o, p[0]->s_c, gain, e);
+    for (int i = 0; !rc && i < n; i++) {
+        p[i]->s_c = p[0]->s_c;
+        rc = solve_error(in[i]->w, t[i], p[i]->s_c, in[i]->h, in[i]->n_out, in[i]->n_in, &p[i]->aimed, e);
+    }
+    return rc;
+}
+
+static int solve_plain(struct block *b, struct part *const *p, int n, struct err *e)
 {
     struct solve_task task[SOLVE_MOST];
+    for (int i = 0; i < n; i++)
+        task[i] = (struct solve_task){ .in = &p[i]->in, .t = &p[i]->q };
+    int rc = solve_tasks(task, n, true, b->run->o, e);
+    for (int i = 0; i < n; i++)
+        p[i]->aimed = task[i].error;
+    return rc;
+}
+
+/* The codes of all n parts. */
+static int solve_parts(struct block *b, struct part *p, int n, struct err *e)
+{
     struct part *of[SOLVE_MOST];
-    int n_tasks = 0;
-    int64_t rows = 0;
+    int n_of = 0;
+    bool dsq = by_dsq(b, p, n);
     for (int i = 0; i < n; i++) {
         if (p[i].failed || p[i].grid.kind == KIND_FLOAT)
             continue;
-        if (p[i].s_c || by_boa(b, p + i)) {
-            if (solve_apart(b, p + i, e) && part_failed(p + i, e))
-                return -1;
-            continue;
-        }
-        of[n_tasks] = p + i;
-        task[n_tasks++] = (struct solve_task){ .in = &p[i].in, .t = &p[i].q };
-        rows += p[i].in.n_out;
+        if (!by_boa(b, p + i))
+            of[n_of++] = p + i;
+        else if (solve_boa(b, p + i, e) && part_failed(p + i, e))
+            return -1;
     }
     double t0 = log_now();
-    if (solve_tasks(task, n_tasks, true, b->run->o, e))
-        return -1;
-    for (int i = 0; i < n_tasks; i++) {
-        of[i]->aimed = task[i].error;
-        of[i]->rec->seconds += (log_now() - t0) * (double)of[i]->in.n_out / (double)rows;
-    }
-    return 0;
+    int rc = dsq ? solve_dsq(b, of, n_of, e) : solve_plain(b, of, n_of, e);
+    for (int i = 0; rc && dsq && i < n_of; i++)
+        rc = part_failed(of[i], e);
+    share_time(of, n_of, log_now() - t0);
+    return rc;
 }
 
-/* Into the model, and what is said of it. */
-static int part_end(struct block *b, struct part *p, struct err *e)
+/* What is said of it. */
+static int judge(const struct block *b, struct part *p, struct err *e)
 {
     struct quant_tensor *t = p->rec;
     const struct solve_in *in = &p->in;
     const float *w = b->ff.lin[p->role].w.data;
     double norm = 0;
-    if (p->grid.kind == KIND_FLOAT)
-        return keep_float(b, p->role, &p->grid, t, e);
     t->err = p->aimed;
     if (solve_error(w, NULL, NULL, in->h, in->n_out, in->n_in, &norm, e) ||
         (p->moved && solve_error(w, &p->q, p->s_c, in->h, in->n_out, in->n_in, &t->err, e)))
@@ -278,9 +331,42 @@ static int part_end(struct block *b, struct part *p, struct err *e)
     t->bpw = grid_row_bits(&p->grid, in->n_in) / (double)in->n_in;
     t->damp = in->f ? in->f->damp : 0;
     grid_label(&p->grid, t->type, sizeof t->type);
+    return 0;
+}
+
+/* Each part judged; those that share scales stand or fall together, with what absorbs them. */
+static int judge_all(struct block *b, struct part *p, int n, struct err *e)
+{
+    bool shared = n > 0 && p[0].s_c;
+    int bad = -1;
+    for (int i = 0; i < n; i++) {
+        double t0 = log_now();
+        if (!p[i].failed && p[i].grid.kind != KIND_FLOAT && judge(b, p + i, e) && part_failed(p + i, e))
+            return -1;
+        p[i].rec->seconds += log_now() - t0;
+        bad = p[i].failed ? i : bad;
+    }
+    if (!shared)
+        return 0;
+    int rc = bad >= 0 ? -1 : p[0].role == ROLE_DOWN ? absorb_in_up(b, p[0].s_c, e)
+             : absorb_in_norm(b, p[0].role == ROLE_Q ? &b->fq->attn_norm : &b->fq->ffn_norm, p[0].s_c, e);
+    struct err why = bad >= 0 ? p[bad].why : *e;
+    for (int i = 0; rc && i < n; i++) {
+        p[i].s_c = NULL;
+        if (part_failed(p + i, &why))
+            return -1;
+    }
+    return 0;
+}
+
+/* Into the model. */
+static int place(struct block *b, struct part *p, struct err *e)
+{
+    if (p->grid.kind == KIND_FLOAT)
+        return keep_float(b, p->role, &p->grid, p->rec, e);
     b->fq->lin[p->role].w = p->q;
     b->up_quantized |= p->role == ROLE_UP;
-    return p->s_c ? absorb(b, p->s_c, e) : 0;
+    return 0;
 }
 
 /* Round to nearest instead, or as float: the user's rule for a matrix that cannot be done well, and p->why why. */
@@ -290,6 +376,8 @@ static int fall_back(struct block *b, struct part *p, const struct stats *st, st
     struct quant_tensor *t = p->rec;
     if (p->role == ROLE_DOWN)
         b->out->dsq_gain = 0;
+    else if (p->role != ROLE_O)
+        b->out->dsq_norm_gain[p->role >= ROLE_GATE] = 0;
     if (r->o->on_failure == FAILURE_STOP) {
         *e = p->why;
         return -1;
@@ -299,7 +387,8 @@ static int fall_back(struct block *b, struct part *p, const struct stats *st, st
     if (r->o->on_failure == FAILURE_RTN) {
         struct part again = { .role = p->role, .rec = t };
         log_warn(r->log, "%s: rounded to nearest instead: %s", t->name, p->why.msg);
-        int rc = part_begin(b, &again, st, NULL, NULL, NULL, e) || solve_parts(b, &again, 1, e) || part_end(b, &again, e) ? -1 : 0;
+        int rc = part_begin(b, &again, st, NULL, NULL, NULL, e) || solve_parts(b, &again, 1, e) || judge(b, &again, e) ||
+                 place(b, &again, e) ? -1 : 0;
         mem_free(again.cleared);
         return rc;
     }
@@ -309,15 +398,13 @@ static int fall_back(struct block *b, struct part *p, const struct stats *st, st
     return keep_float(b, p->role, &g, t, e);
 }
 
-/* Judged, put in place, reported; what failed numerically by the user's rule. */
+/* Put in place, reported; what failed numerically by the user's rule. */
 static int finish(struct block *b, struct part *p, const struct stats *st, struct err *e)
 {
     struct run *r = b->run;
     struct quant_tensor *t = p->rec;
     double t0 = log_now();
-    int rc = 0;
-    if (!p->failed && part_end(b, p, e))
-        rc = part_failed(p, e);
+    int rc = !p->failed && place(b, p, e) ? part_failed(p, e) : 0;
     if (!rc && p->failed)
         rc = fall_back(b, p, st, e);
     if (rc && e->code == ERR_NUMERIC)
@@ -343,7 +430,7 @@ static int solve_all(struct block *b, enum role first, int n, const struct stats
         else if (part_begin(b, p + i, st, f, s->moved[i], s->asym, e))
             rc = part_failed(p + i, e);
     }
-    rc = rc || solve_parts(b, p, n, e) ? -1 : 0;
+    rc = rc || solve_parts(b, p, n, e) || judge_all(b, p, n, e) ? -1 : 0;
     for (int i = 0; !rc && i < n; i++)
         rc = finish(b, p + i, st, e);
     for (int i = 0; i < n; i++)
@@ -358,6 +445,7 @@ int block_solve(struct block *b, enum role first, int n, struct stats *st, struc
     struct err why = { 0 };
     double t0 = log_now();
     int failed = 0;
+    b->norm_scale = NULL;
     arena_forget(&r->arena);
     arena_forget(&r->m->arena);
     if (st)

@@ -35,6 +35,7 @@ struct block {
     struct layer *fq;    /* the model's own layer: quantized so far */
     struct arena arena;  /* float32 copies */
     struct quant_block *out;
+    const float *norm_scale; /* (n_embd) what DSQ multiplied the gains of the current stage's norm by, or NULL */
     struct boa *boa;     /* of q, k, v; NULL: another method, or not yet gathered */
     bool up_quantized;   /* up_proj has fp16 factors that can absorb DSQ's scales */
 };

@@ -1,6 +1,7 @@
 /* correct: what D2Quant adds to GPTQ. design.md 5.
  *   propagated error  aims a matrix at the float path's outputs
- *   DSQ               a second scale for each input channel of down_proj, absorbed by up_proj
+ *   DSQ               a second scale for each input channel of down_proj, absorbed by up_proj; and of q,k,v and of gate,up, absorbed by
+ *                     the gains of the norm before them
  *   DAC               the mean deviation after the post-attention norm, paid back as biases of gate and up */
 #ifndef D2Q_QUANT_CORRECT_H
 #define D2Q_QUANT_CORRECT_H
@@ -17,9 +18,10 @@ int propagate_target(const struct stats *s, const double *chol, double alpha, do
  * code takes the rounded one and so depends on its block size (formats.md 3c). */
 int gptaq_term(const struct stats *s, const struct factor *f, double alpha, float **p, struct err *e);
 
-/* Solves in->w with in->f by the alternation of design.md 5: fills t (as solve does) and s_c (n_in). The iterate of least
- * tr(E H E^T) is kept, so the error is never above GPTQ's alone: *gain = kept error / error at s^c = 1, *error the kept one. */
-int dsq_solve(struct solve_in *in, const struct quant_options *o, struct tensor *t, float *s_c, double *gain, double *error,
+/* Solves the n matrices in[i]->w, which see the same inputs (h, f) and share s_c (n_in), by the alternation of design.md 5: fills t[i] as
+ * solve does, and s_c. The iterate of least sum of tr(E H E^T) is kept, so that is never above GPTQ's alone: *gain = the kept one
+ * / that at s^c = 1. */
+int dsq_solve(const struct solve_in *const *in, struct tensor *const *t, int n, const struct quant_options *o, float *s_c, double *gain,
               struct err *e);
 /* Row j of up, quantized on grid g, times s_c[j]: only its fp16 factors change, rounded again (the integers of a two-level
  * grid stay, so it stays on its grid); fails naming the row, all rows as they were, when that leaves fp16's range. bias (n_out) or NULL follows. */

@@ -99,13 +99,19 @@ int block_dac(struct block *b, const double *mean_diff, float *mu, struct err *e
 int block_dac_bias(struct block *b, const float *mu, struct err *e)
 {
     struct model *m = b->run->m;
+    int64_t d = m->hp.n_embd;
+    float *x = arena_alloc(&b->arena, (size_t)d, sizeof *x);
+    if (!x)
+        return err_nomem(e, "DAC bias", (size_t)d * sizeof *x);
+    for (int64_t j = 0; j < d; j++) /* the codes are those of W / s^c */
+        x[j] = b->norm_scale ? mu[j] * b->norm_scale[j] : mu[j];
     for (int role = ROLE_GATE; role <= ROLE_UP; role++) {
         struct linear *l = &b->fq->lin[role];
         int64_t n_out = tensor_rows(&l->w);
         float *bias = arena_alloc(&m->arena, (size_t)n_out, sizeof *bias);
         if (!bias)
             return err_nomem(e, "DAC bias", (size_t)n_out * sizeof *bias);
-        if (op_linear(&l->w, l->b, mu, 1, bias, 0, e))
+        if (op_linear(&l->w, l->b, x, 1, bias, 0, e))
             return -1;
         l->b = bias;
     }

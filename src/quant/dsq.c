@@ -1,4 +1,5 @@
-/* DSQ, the dual-scale quantizer: W[i,j] ~ s^c[j] * s[i,g] * (Q[i,j] - z[i,g]).
+/* DSQ, the dual-scale quantizer: W[i,j] ~ s^c[j] * s[i,g] * (Q[i,j] - z[i,g]), for one matrix or for several that see the same inputs and
+ * share s^c: their rows then count as those of one.
  *
  * Alternates (a) GPTQ on W diag(1/s^c) against diag(s^c) H diag(s^c), whose factor is that of H with its columns
  * divided by s^c, and (b) the closed form for s^c with the quantized matrix V fixed:
@@ -50,20 +51,32 @@ static void from_activation(const float *h, int64_t d, float *s)
         s[j] = clip_scale(s[j] / mean, 1);
 }
 
-static void closed_form_plain(const struct solve_in *in, const float *v, float *s)
+/* The matrices, and one iterate of them. */
+struct alternation {
+    int n;
+    int64_t d, rows;
+    struct solve_in in[SOLVE_MOST];    /* with col_scale = s */
+    struct solve_task task[SOLVE_MOST]; /* in and t */
+    struct tensor t[SOLVE_MOST];
+    float *s, *v;                      /* (d); (rows, d) the values of t */
+    struct arena arena;
+};
+
+static void closed_form_plain(struct alternation *a)
 {
-    int64_t d = in->n_in;
-    for (int64_t j0 = 0; j0 < d; j0 += 64) {
-        int64_t n = d - j0 < 64 ? d - j0 : 64;
+    for (int64_t j0 = 0; j0 < a->d; j0 += 64) {
+        int64_t n = a->d - j0 < 64 ? a->d - j0 : 64;
         double num[64] = { 0 }, den[64] = { 0 };
-        for (int64_t i = 0; i < in->n_out; i++)
-            for (int64_t j = 0; j < n; j++) {
-                double vij = v[i * d + j0 + j];
-                num[j] += in->w[i * d + j0 + j] * vij;
-                den[j] += vij * vij;
-            }
+        const float *v = a->v + j0;
+        for (int k = 0; k < a->n; k++)
+            for (int64_t i = 0; i < a->in[k].n_out; i++, v += a->d)
+                for (int64_t j = 0; j < n; j++) {
+                    double vij = v[j];
+                    num[j] += a->in[k].w[i * a->d + j0 + j] * vij;
+                    den[j] += vij * vij;
+                }
         for (int64_t j = 0; j < n; j++)
-            s[j0 + j] = den[j] > 0 ? clip_scale(num[j] / den[j], s[j0 + j]) : s[j0 + j];
+            a->s[j0 + j] = den[j] > 0 ? clip_scale(num[j] / den[j], a->s[j0 + j]) : a->s[j0 + j];
     }
 }
 
@@ -144,10 +157,14 @@ static void solve_system(const float *a, const double *add, const double *b, int
 /* tr(E H E^T) of W - V diag(s) is |W|^2 - 2 b.s + s.A s with A = H o V^T V, b = diag(V^T W H), |W|^2 = tr(W H W^T): the system's own
  * quadratic form. *change: its value at the new s minus that at the old one. The system is damped towards the old s by 1 % of
  * its mean diagonal. */
-static int closed_form_weighted(const struct solve_in *in, const float *v, float *s, double *change, struct err *e)
+static int closed_form_weighted(struct alternation *alt, double *change, struct err *e)
 {
-    int64_t d = in->n_in;
-    float *a = mem_alloc((size_t)(d * d), sizeof *a), *wh = mem_alloc((size_t)(in->n_out * d), sizeof *wh);
+    int64_t d = alt->d, most = 0;
+    const float *h = alt->in[0].h, *v = alt->v;
+    float *s = alt->s;
+    for (int k = 0; k < alt->n; k++)
+        most = alt->in[k].n_out > most ? alt->in[k].n_out : most;
+    float *a = mem_alloc((size_t)(d * d), sizeof *a), *wh = mem_alloc((size_t)(most * d), sizeof *wh);
     double *vec = mem_zalloc((size_t)(7 * d), sizeof *vec), mean = 0;
     if (!a || !wh || !vec) {
         mem_free(a);
@@ -156,13 +173,15 @@ static int closed_form_weighted(const struct solve_in *in, const float *v, float
         return err_nomem(e, "dual scales", (size_t)(d * d) * sizeof *a);
     }
     double *b = vec, *add = vec + d, *x = vec + 2 * d;
-    la_sgemm(1, 0, d, d, in->n_out, 1, v, d, v, d, 0, a, d);
-    la_sgemm(0, 0, in->n_out, d, d, 1, in->w, d, in->h, d, 0, wh, d);
-    for (int64_t i = 0; i < in->n_out; i++)
-        for (int64_t j = 0; j < d; j++)
-            b[j] += (double)v[i * d + j] * wh[i * d + j];
+    la_sgemm(1, 0, d, d, alt->rows, 1, v, d, v, d, 0, a, d);
+    for (int k = 0; k < alt->n; k++) {
+        la_sgemm(0, 0, alt->in[k].n_out, d, d, 1, alt->in[k].w, d, h, d, 0, wh, d);
+        for (int64_t i = 0; i < alt->in[k].n_out; i++, v += d)
+            for (int64_t j = 0; j < d; j++)
+                b[j] += (double)v[j] * wh[i * d + j];
+    }
     for (int64_t i = 0; i < d * d; i++)
-        a[i] *= in->h[i];
+        a[i] *= h[i];
     for (int64_t j = 0; j < d; j++)
         mean += a[j * d + j] / (double)d;
     for (int64_t j = 0; j < d; j++) {
@@ -188,12 +207,6 @@ static int closed_form_weighted(const struct solve_in *in, const float *v, float
     return 0;
 }
 
-struct iterate {
-    struct tensor t; /* in its own arena */
-    struct arena arena;
-    double first, err; /* with the s^c it was solved for, and with the closed form after it */
-};
-
 /* Both made by grid_alloc for one grid. */
 static void copy_data(struct tensor *dst, const struct tensor *src)
 {
@@ -207,71 +220,92 @@ static void copy_data(struct tensor *dst, const struct tensor *src)
     memcpy(dst->q->zero, q->zero, (size_t)(q->n_out * q->n_groups));
 }
 
-/* One (a), judged with its s^c and, after (b), with the new one: V fixed, either pair may be the best. */
-static int try_scales(struct solve_in *in, const struct quant_options *o, struct tensor *t, float *s_c,
-                      float *s, float *v, struct iterate *it, double *best, struct err *e)
+/* What is kept if its error is the least so far. */
+struct kept {
+    struct tensor *const *t;
+    float *s_c;
+    double error; /* below 0: nothing yet */
+};
+
+static void keep_better(const struct alternation *a, double error, struct kept *k)
 {
-    in->col_scale = s;
-    if (solve_and_judge(in, o, &it->t, &it->first, e))
+    if (!(error < k->error || k->error < 0))
+        return;
+    k->error = error;
+    for (int i = 0; i < a->n; i++)
+        copy_data(k->t[i], &a->t[i]);
+    memcpy(k->s_c, a->s, (size_t)a->d * sizeof *a->s);
+}
+
+/* One (a), judged with its s^c (*first) and, after (b), with the new one: V fixed, either pair may be the best. */
+static int try_scales(struct alternation *a, const struct quant_options *o, double *first, struct kept *k, struct err *e)
+{
+    double error = 0, change = 0;
+    if (solve_tasks(a->task, a->n, true, o, e))
         return -1;
-    if (it->first < *best || *best < 0) {
-        *best = it->first;
-        copy_data(t, &it->t);
-        memcpy(s_c, s, (size_t)in->n_in * sizeof *s);
-    }
-    tensor_to_f32(&it->t, v);
+    for (int i = 0; i < a->n; i++)
+        error += a->task[i].error;
+    *first = error;
+    keep_better(a, error, k);
+    float *v = a->v;
+    for (int i = 0; i < a->n; v += a->in[i++].n_out * a->d)
+        tensor_to_f32(&a->t[i], v);
     if (o->dsq_weighted) {
-        double change = 0;
-        if (closed_form_weighted(in, v, s, &change, e))
+        if (closed_form_weighted(a, &change, e))
             return -1;
-        it->err = it->first + change;
+        error += change;
     } else {
-        closed_form_plain(in, v, s);
-        if (solve_error(in->w, &it->t, s, in->h, in->n_out, in->n_in, &it->err, e))
-            return -1;
+        closed_form_plain(a);
+        error = 0;
+        for (int i = 0; i < a->n; i++) {
+            double part;
+            if (solve_error(a->in[i].w, &a->t[i], a->s, a->in[i].h, a->in[i].n_out, a->d, &part, e))
+                return -1;
+            error += part;
+        }
     }
-    if (it->err < *best) {
-        *best = it->err;
-        copy_data(t, &it->t);
-        memcpy(s_c, s, (size_t)in->n_in * sizeof *s);
-    }
+    keep_better(a, error, k);
     return 0;
 }
 
-int dsq_solve(struct solve_in *in, const struct quant_options *o, struct tensor *t, float *s_c, double *gain, double *error,
+static int alternation_init(struct alternation *a, const struct solve_in *const *in, int n, struct err *e)
+{
+    a->n = n;
+    a->d = in[0]->n_in;
+    a->s = arena_alloc(&a->arena, (size_t)a->d, sizeof *a->s);
+    for (int i = 0; i < n; i++)
+        a->rows += in[i]->n_out;
+    a->v = arena_alloc(&a->arena, (size_t)(a->rows * a->d), sizeof *a->v);
+    if (!a->s || !a->v)
+        return err_nomem(e, "dual scales", (size_t)(a->rows * a->d) * sizeof *a->v);
+    for (int i = 0; i < n; i++) {
+        a->in[i] = *in[i];
+        a->in[i].col_scale = a->s;
+        a->task[i] = (struct solve_task){ .in = &a->in[i], .t = &a->t[i] };
+        if (grid_alloc(in[i]->grid, &a->arena, in[i]->name, in[i]->n_out, a->d, &a->t[i], e))
+            return -1;
+    }
+    for (int64_t j = 0; j < a->d; j++)
+        a->s[j] = 1;
+    return 0;
+}
+
+int dsq_solve(const struct solve_in *const *in, struct tensor *const *t, int n, const struct quant_options *o, float *s_c, double *gain,
               struct err *e)
 {
-    int64_t d = in->n_in;
-    struct iterate it = { .err = 0 };
-    double best = -1, plain = 0;
-    int rc = -1;
-    arena_init(&it.arena);
-    float *s = arena_alloc(&it.arena, (size_t)d, sizeof *s);
-    float *v = arena_alloc(&it.arena, (size_t)(in->n_out * d), sizeof *v);
-    if (!s || !v) {
-        err_nomem(e, "dual scales", (size_t)(in->n_out * d) * sizeof *v);
-        goto out;
+    struct alternation a = { 0 };
+    struct kept k = { t, s_c, -1 };
+    double plain = 0, first;
+    arena_init(&a.arena);
+    int rc = alternation_init(&a, in, n, e) || try_scales(&a, o, &plain, &k, e) ? -1 : 0;
+    if (!rc && o->dsq_init == DSQ_ACTIVATION)
+        from_activation(in[0]->h, a.d, a.s);
+    for (int round = o->dsq_init == DSQ_ACTIVATION ? 0 : 1; !rc && round < o->dsq_rounds; round++) {
+        normalize(a.s, a.d);
+        rc = try_scales(&a, o, &first, &k, e);
     }
-    if (grid_alloc(in->grid, &it.arena, in->name, in->n_out, d, &it.t, e))
-        goto out;
-    for (int64_t j = 0; j < d; j++)
-        s[j] = 1;
-    if (try_scales(in, o, t, s_c, s, v, &it, &best, e))
-        goto out;
-    plain = it.first;
-    if (o->dsq_init == DSQ_ACTIVATION)
-        from_activation(in->h, d, s);
-    for (int round = o->dsq_init == DSQ_ACTIVATION ? 0 : 1; round < o->dsq_rounds; round++) {
-        normalize(s, d);
-        if (try_scales(in, o, t, s_c, s, v, &it, &best, e))
-            goto out;
-    }
-    *gain = plain > 0 ? best / plain : 1;
-    *error = best;
-    rc = 0;
-out:
-    in->col_scale = NULL;
-    arena_release(&it.arena);
+    *gain = plain > 0 ? k.error / plain : 1;
+    arena_release(&a.arena);
     return rc;
 }
 

@@ -70,7 +70,7 @@ int quant_options_check(const struct quant_options *o, struct err *e)
         return err_set(e, ERR_USAGE, "tune-lr: expected a number above 0, at most 0.1, found %g", o->tune_lr);
     if (o->kept != DT_F16 && o->kept != DT_F32)
         return err_set(e, ERR_USAGE, "kept tensors: expected f16 or f32");
-    if (o->method != METHOD_d2quant && (o->dsq || o->dac))
+    if (o->method != METHOD_d2quant && (o->dsq || o->dsq_norms || o->dac))
         return err_set(e, ERR_USAGE, "dsq and dac belong to method d2quant");
     return 0;
 }

@@ -53,10 +53,8 @@ static float *row_buffer(const struct tensor *t, struct err *e)
  * are never there whole. */
 static void take_rows(const struct model *m, const struct tensor *t, int64_t i, float *w)
 {
-    size_t row = t->size / (size_t)tensor_rows(t);
     tensor_rows_f32(t, i, n_rows(t, i), w);
-    if (m->ck)
-        checkpoint_forget(m->ck, (const uint8_t *)t->data + (size_t)i * row, (size_t)n_rows(t, i) * row);
+    checkpoint_forget_rows(m->ck, t, i, n_rows(t, i));
     arena_forget(&m->arena);
 }
 

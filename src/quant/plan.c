@@ -78,6 +78,8 @@ static uint64_t stage_bytes(const struct model *m, const struct quant_options *o
         uint64_t aiming = with_float ? stats_bytes(s.d, s.n_res, true) + dd * 8 : 0;
         uint64_t solving = dd * (o->method == METHOD_gptaq ? 20 : 16); /* D, the factor and three of the like for its term */
         uint64_t bytes = (aiming > solving ? aiming : solving) + (uint64_t)(s.n_out * s.d * (with_float ? s.matrices + 1 : 2)) * 4;
+        if (o->dsq_norms && s.matrices > 1) /* DSQ's values of all of them */
+            bytes += (uint64_t)(s.n_out * s.d * s.matrices) * 4;
         if (bytes > worst)
             worst = bytes;
     }

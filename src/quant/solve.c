@@ -457,7 +457,7 @@ struct batch {
 
 static bool same_inputs(const struct solve_in *a, const struct solve_in *b)
 {
-    return a->h == b->h && a->f == b->f && a->n_in == b->n_in && !a->col_scale && !b->col_scale;
+    return a->h == b->h && a->f == b->f && a->n_in == b->n_in && a->col_scale == b->col_scale;
 }
 
 static int batch_init(struct batch *b, const struct solve_task *task, int n, const struct quant_options *o, struct err *e)

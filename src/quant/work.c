@@ -18,7 +18,7 @@
 #include "base/file.h"
 #include "quant/block.h"
 
-#define WORK_VERSION 2
+#define WORK_VERSION 3
 #define DIGEST SHA256_DIGEST_SIZE
 #define PATH_CAP 4200
 #define RECIPE_MAX ((size_t)1 << 20)
@@ -100,8 +100,9 @@ static json_t *options_json(const struct quant_options *o)
     json_t *keep = json_array(), *j;
     for (int i = 0; i < o->n_keep; i++)
         json_array_append_new(keep, json_sprintf("%s=%s", o->keep[i].pattern, grid_table[o->keep[i].grid].name));
-    j = json_pack("{sssssisisisbsbsb}", "method", method_table[o->method].name, "grid", grid_table[o->grid].name, "bits", o->bits,
-                  "group", o->group, "zero_min", o->zero_min, "dsq", o->dsq, "dac", o->dac, "dac_accept", o->dac_accept);
+    j = json_pack("{sssssisisisbsbsbsb}", "method", method_table[o->method].name, "grid", grid_table[o->grid].name, "bits", o->bits,
+                  "group", o->group, "zero_min", o->zero_min, "dsq", o->dsq, "dsq_norms", o->dsq_norms, "dac", o->dac,
+                  "dac_accept", o->dac_accept);
     json_object_update_new(j, json_pack("{sfsfsfsisisisfsi}", "alpha", o->alpha, "beta", o->beta, "prop_damp", o->prop_damp,
                                         "order", (int)o->order, "search", (int)o->search, "sweeps", o->sweeps, "damp", o->damp,
                                         "sinks", (int)o->sinks));
@@ -540,7 +541,7 @@ int work_block_save(const struct work *w, const struct run *r, int64_t index, st
     struct sink s;
     char name[32];
     block_name(index, name);
-    if (sink_open(&s, w, name, "D2QWBLK2", e))
+    if (sink_open(&s, w, name, "D2QWBLK3", e))
         return -1;
     put_i64(&s, index);
     for (int i = 0; i < ROLE_COUNT; i++) {
@@ -549,6 +550,8 @@ int work_block_save(const struct work *w, const struct run *r, int64_t index, st
         put(&s, &t, sizeof t);
         put_linear(&s, &r->m->layers[index].lin[i]);
     }
+    put(&s, r->m->layers[index].attn_norm, (size_t)r->m->hp.n_embd * sizeof(float));
+    put(&s, r->m->layers[index].ffn_norm, (size_t)r->m->hp.n_embd * sizeof(float));
     put(&s, &r->res->blocks[index], sizeof r->res->blocks[index]);
     if (sink_close(&s))
         return -1;
@@ -577,6 +580,14 @@ static int take_block(struct cursor *c, struct run *r, int64_t index, struct err
             return err_set(e, ERR_USAGE, "%s: %s fell back by --on-failure %s there: give the same rule, or --fresh", c->what, t->name, t->fallback);
     }
     res->n_tensors += ROLE_COUNT;
+    int64_t d = r->m->hp.n_embd;
+    float *norms = arena_alloc(&r->m->arena, (size_t)(2 * d), sizeof *norms);
+    if (!norms)
+        return err_nomem(e, "norms", (size_t)(2 * d) * sizeof *norms);
+    if (take(c, norms, (size_t)(2 * d) * sizeof *norms, e))
+        return -1;
+    r->m->layers[index].attn_norm = norms;
+    r->m->layers[index].ffn_norm = norms + d;
     return take(c, &res->blocks[index], sizeof res->blocks[index], e);
 }
 
@@ -590,7 +601,7 @@ static int64_t whole_blocks(const struct work *w, int64_t n, const struct log *l
         struct cursor c;
         char name[32];
         block_name(i, name);
-        if (!source_open(w, name, "D2QWBLK2", &map, &c, log))
+        if (!source_open(w, name, "D2QWBLK3", &map, &c, log))
             return i;
         file_map_release(&map);
     }
@@ -631,7 +642,7 @@ int work_restore(struct work *w, struct run *r, struct err *e)
         struct cursor c;
         char name[32];
         block_name(i, name);
-        if (!source_open(w, name, "D2QWBLK2", &map, &c, r->log))
+        if (!source_open(w, name, "D2QWBLK3", &map, &c, r->log))
             return err_set(e, ERR_IO, "%s/%s: changed while it was read", w->dir, name);
         int rc = take_block(&c, r, i, e);
         file_map_release(&map);
