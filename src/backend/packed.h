@@ -115,7 +115,7 @@ int64_t packed_tile_bytes(const struct packed_lanes *l, int64_t n_in);
 uint8_t *packed_lanes_make(const struct packed_kernels *k, const struct tensor *w);
 /* Counts a use of w; the tiles once there were enough of them. NULL: use the matrix itself. Safe from several threads. */
 const uint8_t *packed_slot_use(struct packed_slot *s, const struct packed_kernels *k, const struct tensor *w);
-void packed_slot_release(struct packed_slot *s);
+void packed_slot_release(struct packed_slot *s); /* as new */
 
 extern const struct packed_lanes *const packed_lanes_avx512[DT_COUNT];
 

@@ -197,6 +197,6 @@ const uint8_t *packed_slot_use(struct packed_slot *s, const struct packed_kernel
 
 void packed_slot_release(struct packed_slot *s)
 {
-    mem_free(atomic_load(&s->tiles));
-    memset(s, 0, sizeof *s);
+    mem_free(atomic_exchange(&s->tiles, NULL));
+    atomic_store(&s->uses, 0);
 }

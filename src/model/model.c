@@ -313,12 +313,17 @@ int model_open(struct model **out, const char *path, struct err *e)
     return 0;
 }
 
+void model_forget_repacked(const struct model *m)
+{
+    for (size_t i = 0; m->slots && i < slot_count(m); i++)
+        packed_slot_release(&m->slots[i]);
+}
+
 void model_free(struct model *m)
 {
     if (!m)
         return;
-    for (size_t i = 0; m->slots && i < slot_count(m); i++)
-        packed_slot_release(&m->slots[i]);
+    model_forget_repacked(m);
     tokenizer_free(m->tok);
     json_decref(m->config);
     checkpoint_free(m->ck);

@@ -66,6 +66,8 @@ struct model {
 /* Unknown architectures and options are refused by name; NaN is not looked for here. */
 int model_open(struct model **out, const char *path, struct err *e);
 void model_free(struct model *m);
+/* Gives back what generating text repacked (packed_lanes.c); it is made again when it is needed. */
+void model_forget_repacked(const struct model *m);
 
 /* ---- forward, in the stages the quantizer needs -------------------------- */
 

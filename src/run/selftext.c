@@ -2,7 +2,7 @@
  *
  * Decoding reads every weight for each token; a batch of sequences shares that, which makes it several times
  * as fast. Each sequence has its own random stream, so it does not depend on its neighbours (but for
- * the last bits of products of another height). */
+ * the last bits of products of another height). Packed weights stay packed, activations have 8 bits: it is text, not statistics. */
 #include <string.h>
 
 #include "base/par.h"
@@ -84,6 +84,7 @@ static int batch_init(struct batch *b, const struct model *m, int64_t n_seq, int
             return err_nomem(e, "batch", (size_t)m->hp.n_vocab * sizeof(struct candidate));
         if (kv_init(c, &m->hp, cap, i ? 1 : n_seq, e))
             return -1;
+        c->packed = true;
         b->c[i] = c;
         b->n_seq++;
     }
@@ -165,5 +166,6 @@ int session_generate_text(const struct model *m, int64_t n_seq, int64_t n_tokens
         out->n += rc ? 0 : (size_t)(n * n_tokens);
     }
     batch_release(&b);
+    model_forget_repacked(m);
     return rc;
 }

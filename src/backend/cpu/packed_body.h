@@ -17,6 +17,29 @@ INLINE void put(struct packed_unpacked *c, int g, int n, float a, float b)
     }
 }
 
+/* out[j] = in[j] >> shift & mask, or that << left added to it, eight bytes as one word: no byte gets bits of its neighbour, since mask has none
+ * that `shift` brings in. Compilers make far worse of loops over bytes. */
+INLINE void bits_of(const uint8_t *in, int n, int shift, uint64_t mask, uint8_t *out)
+{
+    for (int j = 0; j < n; j += 8) {
+        uint64_t v;
+        memcpy(&v, in + j, 8);
+        v = v >> shift & mask * 0x0101010101010101u;
+        memcpy(out + j, &v, 8);
+    }
+}
+
+INLINE void add_bits(const uint8_t *in, int n, int shift, uint64_t mask, int left, uint8_t *out)
+{
+    for (int j = 0; j < n; j += 8) {
+        uint64_t v, to;
+        memcpy(&v, in + j, 8);
+        memcpy(&to, out + j, 8);
+        to |= (v >> shift & mask * 0x0101010101010101u) << left;
+        memcpy(out + j, &to, 8);
+    }
+}
+
 typedef void (*unpack_fn)(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c);
 
 INLINE float add_chunk(const struct packed_unpacked *c, const struct packed_chunk *x)
@@ -57,10 +80,8 @@ INLINE void run(const struct packed_rows *r, const struct packed_chunk *x, float
                 break;                                                                             \
             }                                                                                      \
             const struct block_##NAME *e = b + 2 * k + h;                                          \
-            for (int j = 0; j < 16; j++) {                                                         \
-                c->q[32 * h + j] = e->qs[j] & 15;                                                  \
-                c->q[32 * h + 16 + j] = e->qs[j] >> 4;                                             \
-            }                                                                                      \
+            bits_of(e->qs, 16, 0, 15, c->q + 32 * h);                                              \
+            bits_of(e->qs, 16, 4, 15, c->q + 32 * h + 16);                                         \
             float d = half(load_u16(e->d));                                                        \
             put(c, 2 * h, 2, d, BIAS);                                                             \
         }                                                                                          \
@@ -78,8 +99,12 @@ INLINE void unpack_q8_0(const struct packed_rows *r, int i, int64_t k, struct pa
             break;
         }
         const struct block_q8_0 *e = b + 2 * k + h;
-        for (int j = 0; j < 32; j++)
-            c->q[32 * h + j] = (uint8_t)e->qs[j] ^ 128;
+        for (int j = 0; j < 32; j += 8) {
+            uint64_t v;
+            memcpy(&v, e->qs + j, 8);
+            v ^= 0x8080808080808080u;
+            memcpy(c->q + 32 * h + j, &v, 8);
+        }
         float d = half(load_u16(e->d));
         put(c, 2 * h, 2, d, -128 * d);
     }
@@ -106,10 +131,8 @@ INLINE void two_bits(const uint8_t *qs, int s, uint8_t *q)
 {
     const uint8_t *p = qs + 32 * (s / 2);
     int shift = 4 * (s & 1);
-    for (int j = 0; j < 32; j++) {
-        q[j] = p[j] >> shift & 3;
-        q[32 + j] = p[j] >> (shift + 2) & 3;
-    }
+    bits_of(p, 32, shift, 3, q);
+    bits_of(p, 32, shift + 2, 3, q + 32);
 }
 
 INLINE void unpack_q2_k(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c)
@@ -133,10 +156,8 @@ INLINE void unpack_q3_k(const struct packed_rows *r, int i, int64_t k, struct pa
 {
     SUPER(q3_k);
     two_bits(b->qs, s, c->q);
-    for (int j = 0; j < 32; j++) {
-        c->q[j] |= (uint8_t)((b->hmask[j] >> (2 * s) & 1) << 2);
-        c->q[32 + j] |= (uint8_t)((b->hmask[j] >> (2 * s + 1) & 1) << 2);
-    }
+    add_bits(b->hmask, 32, 2 * s, 1, 2, c->q);
+    add_bits(b->hmask, 32, 2 * s + 1, 1, 2, c->q + 32);
     float d = half(load_u16(b->d));
     for (int g = 0; g < 4; g++) {
         int lo = s < 2 ? b->scales[4 * s + g] & 15 : b->scales[4 * s + g - 8] >> 4;
@@ -158,20 +179,18 @@ INLINE void k4_scales(const uint8_t *sc, int s, float d, float m, struct packed_
 INLINE void unpack_q4_k(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c)
 {
     SUPER(q4_k);
-    for (int j = 0; j < 32; j++) {
-        c->q[j] = b->qs[32 * s + j] & 15;
-        c->q[32 + j] = b->qs[32 * s + j] >> 4;
-    }
+    bits_of(b->qs + 32 * s, 32, 0, 15, c->q);
+    bits_of(b->qs + 32 * s, 32, 4, 15, c->q + 32);
     k4_scales(b->scales, s, half(load_u16(b->d)), half(load_u16(b->dmin)), c);
 }
 
 INLINE void unpack_q5_k(const struct packed_rows *r, int i, int64_t k, struct packed_unpacked *c)
 {
     SUPER(q5_k);
-    for (int j = 0; j < 32; j++) {
-        c->q[j] = (uint8_t)((b->qs[32 * s + j] & 15) | (b->qh[j] >> (2 * s) & 1) << 4);
-        c->q[32 + j] = (uint8_t)(b->qs[32 * s + j] >> 4 | (b->qh[j] >> (2 * s + 1) & 1) << 4);
-    }
+    bits_of(b->qs + 32 * s, 32, 0, 15, c->q);
+    bits_of(b->qs + 32 * s, 32, 4, 15, c->q + 32);
+    add_bits(b->qh, 32, 2 * s, 1, 4, c->q);
+    add_bits(b->qh, 32, 2 * s + 1, 1, 4, c->q + 32);
     k4_scales(b->scales, s, half(load_u16(b->d)), half(load_u16(b->dmin)), c);
 }
 
@@ -180,8 +199,9 @@ INLINE void unpack_q6_k(const struct packed_rows *r, int i, int64_t k, struct pa
     SUPER(q6_k);
     const uint8_t *ql = b->ql + 64 * (s / 2), *qh = b->qh + 32 * (s / 2);
     int run = 2 * (s & 1);
-    for (int j = 0; j < 64; j++)
-        c->q[j] = (uint8_t)((ql[j] >> (4 * (s & 1)) & 15) | (qh[j & 31] >> (2 * (run + j / 32)) & 3) << 4);
+    bits_of(ql, 64, 4 * (s & 1), 15, c->q);
+    add_bits(qh, 32, 2 * run, 3, 4, c->q);
+    add_bits(qh, 32, 2 * run + 2, 3, 4, c->q + 32);
     float d = half(load_u16(b->d));
     for (int g = 0; g < 4; g++) {
         float a = d * (float)b->scales[4 * s + g];
