@@ -354,6 +354,43 @@ static void test_merged_scales(void **state)
     assert_true(fell > 0);
 }
 
+/* Gains near the end of fp16: s^c of gate and up has no room. They fall back together, the norm as it was. */
+static void test_merged_gains(void **state)
+{
+    (void)state;
+    for (int rule = 0; rule < 3; rule++) {
+        struct run_of r;
+        begin(&r, "d2quant");
+        r.o.dsq_norms = true;
+        r.o.kept = DT_F16;
+        r.o.on_failure = (enum quant_failure)rule;
+        int64_t d = r.m->hp.n_embd;
+        float *gain = own_vector(&r, &r.m->layers[0].ffn_norm, d);
+        for (int64_t j = 0; j < d; j++)
+            gain[j] = 65472;
+        for (enum role role = ROLE_GATE; role <= ROLE_UP; role++) { /* channels of unequal size: s^c is not 1 */
+            float *w = own(&r, 0, role);
+            for (int64_t i = 0; i < r.m->hp.n_ff * d; i++)
+                w[i] *= i % d % 5 ? 1 : 6;
+        }
+        r.o.alpha = r.o.beta = 0;
+        go(&r, 4, 48);
+        if (rule == FAILURE_STOP) {
+            assert_int_equal(r.rc, -1);
+            if (!strstr(r.e.msg, "gate_proj"))
+                fail_msg("%s", r.e.msg);
+            assert_non_null(strstr(r.e.msg, "merged norm gain leaves the range of fp16"));
+        } else {
+            assert_int_equal(assert_sound(&r), 2);
+            assert_true(told(&r, 0, ROLE_GATE)->fallback[0] && told(&r, 0, ROLE_UP)->fallback[0]);
+            assert_true(r.res.blocks[0].dsq_norm_gain[0] > 0 && r.res.blocks[0].dsq_norm_gain[1] == 0);
+            for (int64_t j = 0; j < d; j++)
+                assert_true(r.m->layers[0].ffn_norm[j] == 65472);
+        }
+        end(&r);
+    }
+}
+
 /* The rule is no part of the recipe: a run that one bad matrix stopped goes on under another. */
 static void test_another_rule(void **state)
 {
@@ -384,7 +421,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_not_a_number), cmocka_unit_test(test_huge_weight), cmocka_unit_test(test_statistics_overflow),
         cmocka_unit_test(test_dead_and_duplicate), cmocka_unit_test(test_odd_rows), cmocka_unit_test(test_few_tokens),
-        cmocka_unit_test(test_merged_scales), cmocka_unit_test(test_another_rule),
+        cmocka_unit_test(test_merged_scales), cmocka_unit_test(test_merged_gains), cmocka_unit_test(test_another_rule),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -307,7 +307,8 @@ static int solve_parts(struct block *b, struct part *p, int n, struct err *e)
     }
     double t0 = log_now();
     int rc = dsq ? solve_dsq(b, of, n_of, e) : solve_plain(b, of, n_of, e);
-    for (int i = 0; rc && dsq && i < n_of; i++)
+    bool failed = rc && dsq;
+    for (int i = 0; failed && i < n_of; i++)
         rc = part_failed(of[i], e);
     share_time(of, n_of, log_now() - t0);
     return rc;
