@@ -99,6 +99,7 @@ typedef struct d2q_quantize_options {
     const char *on_failure; /* "stop", "rtn", "keep" */
     const char *calib;    /* text or JSONL file, or "self": text that the model generates itself */
     int64_t nsamples, seqlen; /* 128 sequences of 2048 tokens */
+    int64_t self_samples; /* 0: sequences more, beside a text's, that the model generates itself */
     uint64_t seed;        /* 0 */
     int zero_min;         /* smallest zero point: 0, or 1 for format gptq_v1, which cannot hold 0 */
     int kept_f32;         /* what is not quantized is rounded to F16 (0) or F32 (1), or kept as it is, but F32 embeddings as

@@ -444,6 +444,12 @@ static void test_calib(void **state)
     expect_status(d2q("quantize " LLAMA " -o %s/out2 --method gptq -q --calib %s/broken.jsonl", dir, dir), 1);
     expect_text(last.err, "line 2");
     assert_false(file_exists(scratch_path(dir, "out2")));
+    static const char both[] = "quantize " LLAMA " -o %s/out3 -q --json --calib " TEXT " --group 32 --nsamples 4 --seqlen 48 --self-samples 3";
+    expect_status(d2q(both, dir), 0);
+    expect_text(last.out, "\"calib_tokens\":336");
+    expect_text(last.out, "\"self_samples\":3");
+    expect_status(d2q("quantize " LLAMA " -o %s/out4 --self-samples 3", dir), 2);
+    expect_text(last.err, "self-samples");
 }
 
 static void test_quiet(void **state)

@@ -391,6 +391,26 @@ static void test_cancel(void **state)
 }
 
 /* Plain text, JSONL of documents and of chats, text shorter than asked for, and lines that are neither. */
+static void test_calibration_of_two_kinds(void **state)
+{
+    (void)state;
+    int32_t file[10], own[8];
+    struct calib c;
+    struct err e;
+    for (int i = 0; i < 10; i++)
+        file[i] = 100 + i;
+    for (int i = 0; i < 8; i++)
+        own[i] = i;
+    assert_int_equal(calib_from_tokens(&c, file, 10, 2, 5, 0, &e), 0);
+    assert_int_equal(calib_prepend(&c, own, 2, 4, &e), 0);
+    const int64_t start[] = { 0, 4, 8, 13, 18 };
+    assert_int_equal(c.n, 4);
+    assert_memory_equal(c.start, start, sizeof start);
+    assert_memory_equal(c.ids, own, sizeof own);
+    assert_memory_equal(c.ids + 8, file, sizeof file);
+    calib_release(&c);
+}
+
 static void test_calibration_files(void **state)
 {
     (void)state;
@@ -446,7 +466,7 @@ int main(void)
         cmocka_unit_test(test_bad_numbers),
         cmocka_unit_test(test_options),
         cmocka_unit_test(test_cancel),
-        cmocka_unit_test(test_calibration_files),
+        cmocka_unit_test(test_calibration_of_two_kinds), cmocka_unit_test(test_calibration_files),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -33,6 +33,17 @@ static int choose(const char *option, const char *name, const char *const *list,
     return err_set(e, ERR_USAGE, "%s: expected one of %s, found '%s'", option, known, name);
 }
 
+static bool only_self(const d2q_quantize_options *in)
+{
+    return !strcmp(in->calib, "self");
+}
+
+/* Sequences that the model writes itself. */
+static int64_t self_sequences(const d2q_quantize_options *in)
+{
+    return only_self(in) ? in->nsamples : in->self_samples;
+}
+
 int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, struct err *e)
 {
     static const char *const orders[] = { "none", "act", NULL },
@@ -70,6 +81,9 @@ int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, s
     if ((k = choose("rotate", in->rotate, rotations, e)) < 0)
         return -1;
     o->rotate = k == 1;
+    if (in->self_samples < 0 || (in->self_samples && only_self(in)))
+        return err_set(e, ERR_USAGE, "self-samples: expected a number of sequences beside a text's (calib); with text of the model's own alone "
+                       "it is nsamples");
     o->dsq = in->dsq == D2Q_DEFAULT ? o->dsq : in->dsq != 0;
     o->dsq_norms = in->dsq_norms == D2Q_DEFAULT ? o->dsq_norms && o->dsq : in->dsq_norms != 0;
     o->dac = in->dac == D2Q_DEFAULT ? o->dac : in->dac != 0;
@@ -99,8 +113,8 @@ static json_t *options_json(const d2q_quantize_options *in, const struct quant_o
         json_array_append_new(keep, json_string(in->keep[i]));
     json_object_set_new(j, "keep", keep);
     if (method_table[o->method].needs_calib)
-        json_object_update_new(j, json_pack("{sssIsI}", "calib", in->calib, "nsamples", (json_int_t)in->nsamples, "seqlen",
-                                            (json_int_t)in->seqlen));
+        json_object_update_new(j, json_pack("{sssIsIsI}", "calib", in->calib, "nsamples", (json_int_t)in->nsamples, "seqlen",
+                                            (json_int_t)in->seqlen, "self_samples", (json_int_t)in->self_samples));
     return j;
 }
 
@@ -112,12 +126,13 @@ static int plan_calib(const struct model *m, const d2q_quantize_options *in, int
     struct calib c;
     *tokens = in->nsamples * in->seqlen;
     *longest = in->seqlen;
-    if (!strcmp(in->calib, "self"))
+    if (only_self(in))
         return 0;
     if (calib_from_file(&c, m, in->calib, in->nsamples, in->seqlen, in->seed, e))
         return -1;
     *tokens = calib_tokens(&c);
-    *longest = *tokens / (c.n ? c.n : 1);
+    *longest = in->self_samples > 0 ? in->seqlen : *tokens / (c.n ? c.n : 1);
+    *tokens += in->self_samples * in->seqlen;
     calib_release(&c);
     return 0;
 }
@@ -204,7 +219,7 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
     json_object_set_new(root, "calib_tokens", json_integer((json_int_t)tokens));
     /* measured on SmolLM2: attention, statistics and solver take as long again as the products, and decoding
      * (self-made text) runs at a quarter of their speed */
-    double flops = 2 * p.flops + (tokens && !strcmp(in->calib, "self") ? 4 * 2 * params * (double)tokens : 0);
+    double flops = 2 * p.flops + (tokens ? 4 * 2 * params * (double)(self_sequences(in) * in->seqlen) : 0);
     json_object_set_new(root, "estimated_seconds", json_real(rate > 0 ? flops / rate : 0));
     json_object_set_new(root, "source_bytes", json_integer((json_int_t)m->ck->data_bytes));
     api_common(root, t0);
@@ -233,15 +248,22 @@ static void on_tensor(void *ud, const struct quant_tensor *t)
     json_decref(j);
 }
 
+/* Text of the model's own, alone or before that of the file. */
 static int self_calib(struct model *m, const d2q_quantize_options *in, const struct work *work, const struct log *log,
                       struct calib *c, struct err *e)
 {
     struct token_list ids = { 0 };
+    int64_t n = self_sequences(in);
     int rc = work ? work_tokens_load(work, &ids.ids, &ids.n, e) : 0;
     if (!rc)
-        rc = session_generate_text(m, in->nsamples, in->seqlen, in->seed, 0, log, &ids, e) ||
+        rc = session_generate_text(m, n, in->seqlen, in->seed, 0, log, &ids, e) ||
                      (work && work_tokens_save(work, ids.ids, ids.n, e)) ? -1 : 1;
-    rc = rc < 0 ? -1 : calib_from_tokens(c, ids.ids, (int64_t)ids.n, in->nsamples, in->seqlen, in->seed, e);
+    if (rc > 0 && (int64_t)ids.n != n * in->seqlen)
+        rc = err_set(e, ERR_FORMAT, "%s: the work folder has %zu calibration tokens, expected %lld; use --fresh", in->work, ids.n,
+                     (long long)(n * in->seqlen));
+    if (rc > 0)
+        rc = only_self(in) ? calib_from_tokens(c, ids.ids, (int64_t)ids.n, n, in->seqlen, in->seed, e)
+                           : calib_prepend(c, ids.ids, n, in->seqlen, e);
     mem_free(ids.ids);
     return rc;
 }
@@ -250,25 +272,23 @@ static int self_calib(struct model *m, const d2q_quantize_options *in, const str
 static int prepare(struct model *m, const d2q_quantize_options *in, const struct quant_options *o, const struct log *log,
                    struct work *w, struct calib *c, struct err *e)
 {
-    bool calib = method_table[o->method].needs_calib, self = calib && !strcmp(in->calib, "self");
-    if (calib && !self && calib_from_file(c, m, in->calib, in->nsamples, in->seqlen, in->seed, e))
+    bool calib = method_table[o->method].needs_calib, self = calib && self_sequences(in) > 0, file = calib && !only_self(in);
+    if (file && calib_from_file(c, m, in->calib, in->nsamples, in->seqlen, in->seed, e))
         return -1;
     if (in->work) {
-        json_t *how = self ? json_pack("{sssIsIsI}", "text", "self", "nsamples", (json_int_t)in->nsamples, "seqlen",
+        json_t *how = self ? json_pack("{sssIsIsI}", "text", "self", "nsamples", (json_int_t)self_sequences(in), "seqlen",
                                        (json_int_t)in->seqlen, "seed", (json_int_t)in->seed) : NULL;
-        json_t *recipe = work_recipe(m, o, calib && !self ? c : NULL, how, D2Q_VERSION);
+        json_t *recipe = work_recipe(m, o, file ? c : NULL, how, D2Q_VERSION);
         int rc = work_open(w, in->work, in->fresh, recipe, e);
         json_decref(how);
         json_decref(recipe);
         if (rc)
             return -1;
     }
-    if (self && self_calib(m, in, in->work ? w : NULL, log, c, e))
-        return -1;
-    if (calib && calib_tokens(c) < in->nsamples * in->seqlen)
+    if (file && calib_tokens(c) < in->nsamples * in->seqlen)
         log_warn(log, "calibration: %lld sequences, %lld tokens; %lld x %lld were asked for", (long long)c->n,
                  (long long)calib_tokens(c), (long long)in->nsamples, (long long)in->seqlen);
-    return 0;
+    return self ? self_calib(m, in, in->work ? w : NULL, log, c, e) : 0;
 }
 
 static json_t *result_json(const struct model *m, const d2q_quantize_options *in, const struct quant_options *o,

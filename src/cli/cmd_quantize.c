@@ -59,6 +59,7 @@ const struct opt cmd_quantize_opts[] = {
     { "on-failure", 0, OPT_STR, AT(q.on_failure), NULL, "stop|rtn|keep", 0, 0, "when a matrix cannot be solved", NULL },
     { "calib", 0, OPT_STR, AT(q.calib), "FILE|self", NULL, 0, 0, "text, JSONL, or text the model makes up", NULL },
     { "nsamples", 0, OPT_I64, AT(q.nsamples), "N", NULL, 1, 1 << 24, "calibration sequences", NULL },
+    { "self-samples", 0, OPT_I64, AT(q.self_samples), "N", NULL, 0, 1 << 24, "sequences more, beside FILE's, that the model makes up", NULL },
     { "seqlen", 0, OPT_I64, AT(q.seqlen), "N", NULL, 2, 1 << 20, "tokens in each", NULL },
     { "seed", 0, OPT_U64, AT(q.seed), "N", NULL, 0, 9007199254740992.0, "of the choice of calibration text", NULL },
     { "format", 0, OPT_STRS, AT(formats), NULL, "@formats", 0, 0, "several make OUT a folder with one of each", "gptq, or gguf when OUT ends in .gguf" },

@@ -45,6 +45,25 @@ int calib_from_tokens(struct calib *c, const int32_t *ids, int64_t n_ids, int64_
     return 0;
 }
 
+int calib_prepend(struct calib *c, const int32_t *ids, int64_t n, int64_t seqlen, struct err *e)
+{
+    int64_t had = calib_tokens(c), more = n * seqlen;
+    int64_t *start = arena_alloc(&c->arena, (size_t)(c->n + n + 1), sizeof *start);
+    int32_t *all = arena_alloc(&c->arena, (size_t)(had + more), sizeof *all);
+    if (!start || !all)
+        return err_nomem(e, "calibration tokens", (size_t)(had + more) * sizeof *all);
+    memcpy(all, ids, (size_t)more * sizeof *all);
+    memcpy(all + more, c->ids, (size_t)had * sizeof *all);
+    for (int64_t i = 0; i < n; i++)
+        start[i] = i * seqlen;
+    for (int64_t i = 0; i <= c->n; i++)
+        start[n + i] = more + c->start[i];
+    c->start = start;
+    c->ids = all;
+    c->n += n;
+    return 0;
+}
+
 struct text {
     char *p;
     size_t n, cap;

@@ -184,6 +184,8 @@ int calib_from_file(struct calib *c, const struct model *m, const char *path, in
 /* From one run of tokens, cut every seqlen (the last, shorter piece is kept if it is all there is). */
 int calib_from_tokens(struct calib *c, const int32_t *ids, int64_t n_ids, int64_t n, int64_t seqlen,
                       uint64_t seed, struct err *e);
+/* n sequences of seqlen tokens more, before those there are: the last, by which choices are judged, stay the last. */
+int calib_prepend(struct calib *c, const int32_t *ids, int64_t n, int64_t seqlen, struct err *e);
 void calib_release(struct calib *c);
 int64_t calib_tokens(const struct calib *c);
 

@@ -127,6 +127,8 @@ json_t *work_recipe(const struct model *m, const struct quant_options *o, const 
         sha256_update(&ctx, (size_t)calib_tokens(calib) * sizeof *calib->ids, (const uint8_t *)calib->ids);
         hex(&ctx, digest);
         c = json_pack("{sIsIss}", "sequences", (json_int_t)calib->n, "tokens", (json_int_t)calib_tokens(calib), "sha256", digest);
+        if (self)
+            json_object_set_new(c, "self", json_deep_copy(self));
     } else if (self)
         c = json_deep_copy(self);
     json_object_set_new(j, "calibration", c ? c : json_null());

@@ -24,7 +24,7 @@ struct work {
     int64_t done;   /* blocks taken over from an earlier run */
 };
 
-/* Recipe of a run. calib: its tokens, or NULL with `self` (borrowed; NULL: none) describing how they will be made. */
+/* Recipe of a run. calib: its tokens, or NULL; self (borrowed; NULL: none) describes how others are going to be made. */
 json_t *work_recipe(const struct model *m, const struct quant_options *o, const struct calib *calib, const json_t *self,
                     const char *version);
 
