@@ -171,7 +171,7 @@ static const struct {
     { "shape of strings", "{" T("a", "F32", "\"1\"", 0, 4) "}", -1, 4, -1, "dimension 0" },
     { "shape of reals", "{" T("a", "F32", "1.0", 0, 4) "}", -1, 4, -1, "dimension 0" },
     { "shape negative", "{" T("a", "F32", "-1,-1", 0, 4) "}", -1, 4, -1, "dimension 0" },
-    { "shape beyond int64", "{" T("a", "F32", "99999999999999999999", 0, 4) "}", -1, 4, -1, "not valid JSON" },
+    { "shape beyond int64", "{" T("a", "F32", "99999999999999999999", 0, 4) "}", -1, 4, -1, "expected dimension 0" },
     { "shape product wraps to 1", "{" T("a", "F32", "4294967296,4294967296,1", 0, 4) "}", -1, 4, -1, "too large" },
     { "shape times width wraps", "{" T("a", "F32", "4611686018427387905", 0, 4) "}", -1, 4, -1, "too large" },
     { "shape of five", "{" T("a", "F32", "1,1,1,1,1", 0, 4) "}", -1, 4, -1, "5 dimensions" },
