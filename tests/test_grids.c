@@ -175,7 +175,7 @@ static void refinements_help(void **state)
         double swept = error_of(&p, NULL);
         p.o.dsq_rounds = 2;
         p.o.dsq_weighted = true;
-        assert_int_equal(dsq_solve((const struct solve_in *[]){ &p.in }, (struct tensor *[]){ &p.t }, 1, &p.o, s_c, &gain, &e), 0);
+        assert_int_equal(dsq_solve(&(struct solve_task){ .in = &p.in, .t = &p.t }, 1, &p.o, s_c, &gain, &e), 0);
         double dual = error_of(&p, s_c);
         if (!(gptq < 0.97 * rtn && swept <= gptq * 1.0001 && dual <= swept * 1.0001))
             fail_msg("%s: rtn %g, gptq %g, with sweep %g, with dual scales %g", grid_table[types[k]].name, rtn, gptq, swept, dual);

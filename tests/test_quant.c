@@ -343,9 +343,9 @@ static void test_sweep_is_coordinate_descent(void **state)
             }
     }
     p.o.sweeps = 2;
-    double told = 0;
-    assert_int_equal(solve_and_judge(&p.in, &p.o, &p.t, &told, &e), 0);
-    assert_true(fabs(told - error_of(&p, NULL)) < 1e-4 * told); /* kept by the sweeps, against a product of its own */
+    struct solve_task task = { .in = &p.in, .t = &p.t };
+    assert_int_equal(solve_tasks(&task, 1, true, &p.o, &e), 0);
+    assert_true(fabs(task.error - error_of(&p, NULL)) < 1e-4 * task.error); /* kept by the sweeps, against a product of its own */
     int64_t wrong = 0;
     for (int64_t i = 0; i < p.n_out; i++) {
         qmat_get_codes(p.q, i, got);
@@ -356,10 +356,12 @@ static void test_sweep_is_coordinate_descent(void **state)
     problem_release(&p);
 }
 
-static int dual(struct problem *p, float *s, double *gain)
+static void dual(struct problem *p, float *s, double *gain, double *kept)
 {
     struct err e;
-    return dsq_solve((const struct solve_in *[]){ &p->in }, (struct tensor *[]){ &p->t }, 1, &p->o, s, gain, &e);
+    struct solve_task task = { .in = &p->in, .t = &p->t };
+    assert_int_equal(dsq_solve(&task, 1, &p->o, s, gain, &e), 0);
+    *kept = task.error;
 }
 
 /* Matrices that share their inputs and s^c are solved as the rows of one. */
@@ -371,10 +373,11 @@ static void test_dsq_of_several(void **state)
         struct err e;
         float s[2][128];
         uint8_t want[128], got[128];
-        double gain[2];
+        double gain[2], kept;
         const int64_t first[] = { 0, 16, 48, 70 };
         struct solve_in part[3];
         struct tensor t[3];
+        struct solve_task task[3];
         problem_init(&p, first[3], 128, 2, 64);
         p.o.dsq_init = DSQ_ACTIVATION;
         p.o.dsq_weighted = weighted;
@@ -384,11 +387,12 @@ static void test_dsq_of_several(void **state)
             part[i] = p.in;
             part[i].w = p.w + first[i] * p.d;
             part[i].n_out = first[i + 1] - first[i];
+            task[i] = (struct solve_task){ .in = &part[i], .t = &t[i] };
             assert_int_equal(grid_alloc(&p.g, &p.a, "part", part[i].n_out, p.d, &t[i], &e), 0);
         }
-        assert_int_equal(dual(&p, s[0], &gain[0]), 0);
-        assert_int_equal(dsq_solve((const struct solve_in *[]){ part, part + 1, part + 2 }, (struct tensor *[]){ t, t + 1, t + 2 }, 3, &p.o,
-                                   s[1], &gain[1], &e), 0);
+        dual(&p, s[0], &gain[0], &kept);
+        assert_int_equal(dsq_solve(task, 3, &p.o, s[1], &gain[1], &e), 0);
+        assert_true(fabs(task[0].error + task[1].error + task[2].error - kept) < 1e-5 * kept);
         assert_true(fabs(gain[0] - gain[1]) < 1e-6 && gain[0] < 1);
         for (int64_t j = 0; j < p.d; j++)
             assert_true(fabsf(s[0][j] - s[1][j]) <= 1e-5f * s[0][j]);
@@ -408,7 +412,7 @@ static void test_dsq(void **state)
     for (int k = 0; k < 4; k++) {
         struct problem p;
         struct err e;
-        double gain = 0;
+        double gain = 0, kept = 0;
         problem_init(&p, 48, 128, 2, 64);
         for (int64_t j = 0; j < p.d; j += 5) /* channels of unequal size: what DSQ is for */
             for (int64_t i = 0; i < p.n_out; i++)
@@ -419,9 +423,10 @@ static void test_dsq(void **state)
         assert_int_equal(solve(&p.in, &p.o, &p.t, &e), 0);
         double plain = error_of(&p, NULL);
         float *s = arena_alloc(&p.a, (size_t)p.d, sizeof *s);
-        assert_int_equal(dual(&p, s, &gain), 0);
-        assert_true(error_of(&p, s) < (k & 2 ? 0.8 : 0.99) * plain);
-        assert_true(fabs(gain - error_of(&p, s) / plain) < 1e-6);
+        dual(&p, s, &gain, &kept);
+        double error = error_of(&p, s);
+        assert_true(error < (k & 2 ? 0.8 : 0.99) * plain);
+        assert_true(fabs(gain - error / plain) < 1e-6 && fabs(kept - error) < 1e-5 * error);
         for (int64_t j = 0; j < p.d; j++)
             assert_true(s[j] >= 1.0f / 16 && s[j] <= 16);
         problem_release(&p);
@@ -588,7 +593,7 @@ static void test_threads_do_not_matter(void **state)
     for (int k = 0; k < 3; k++) {
         struct problem p;
         float s[320];
-        double gain;
+        double gain, kept;
         rng = 77;
         par_set_threads(counts[k]);
         problem_init(&p, 100, 320, 3, 64);
@@ -596,7 +601,7 @@ static void test_threads_do_not_matter(void **state)
         p.o.search = SEARCH_HESSIAN;
         p.o.dsq_rounds = 2;
         p.o.dsq_init = DSQ_ACTIVATION;
-        assert_int_equal(dual(&p, s, &gain), 0);
+        dual(&p, s, &gain, &kept);
         size_t n = (size_t)(p.q->n_out * p.q->row_words);
         if (!first) {
             first = mem_alloc(n, sizeof *first);

@@ -27,6 +27,8 @@ struct reporter {
 int api_log(void *ud, enum log_kind kind, const char *text, double done, double total);
 /* The public options as the quantizer's. */
 int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, struct err *e);
+/* Is all calibration text to be the model's own? */
+bool api_only_self(const d2q_quantize_options *in);
 /* Views of the blocks' matrices as they are now, n_layer * ROLE_COUNT (mem_free); NULL with *e. */
 struct tensor *api_matrices(const struct model *m, struct err *e);
 /* Has the model a matrix called name (NULL: fine)? */

@@ -11,7 +11,7 @@
 static int sample(struct model *m, const d2q_quantize_options *in, const struct log *log, struct calib *c, struct err *e)
 {
     int64_t n = in->nsamples < MIX_SEQUENCES ? in->nsamples : MIX_SEQUENCES, len = in->seqlen < MIX_TOKENS ? in->seqlen : MIX_TOKENS;
-    if (in->calib && strcmp(in->calib, "self"))
+    if (!api_only_self(in))
         return calib_from_file(c, m, in->calib, n, len, in->seed, e);
     struct token_list ids = { 0 };
     int rc = session_generate_text(m, n, len, in->seed, 0, log, &ids, e) ||

@@ -33,15 +33,15 @@ static int choose(const char *option, const char *name, const char *const *list,
     return err_set(e, ERR_USAGE, "%s: expected one of %s, found '%s'", option, known, name);
 }
 
-static bool only_self(const d2q_quantize_options *in)
+bool api_only_self(const d2q_quantize_options *in)
 {
-    return !strcmp(in->calib, "self");
+    return !in->calib || !strcmp(in->calib, "self");
 }
 
 /* Sequences that the model writes itself. */
 static int64_t self_sequences(const d2q_quantize_options *in)
 {
-    return only_self(in) ? in->nsamples : in->self_samples;
+    return api_only_self(in) ? in->nsamples : in->self_samples;
 }
 
 int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, struct err *e)
@@ -81,7 +81,7 @@ int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, s
     if ((k = choose("rotate", in->rotate, rotations, e)) < 0)
         return -1;
     o->rotate = k == 1;
-    if (in->self_samples < 0 || (in->self_samples && only_self(in)))
+    if (in->self_samples < 0 || (in->self_samples && api_only_self(in)))
         return err_set(e, ERR_USAGE, "self-samples: expected a number of sequences beside a text's (calib); with text of the model's own alone "
                        "it is nsamples");
     o->dsq = in->dsq == D2Q_DEFAULT ? o->dsq : in->dsq != 0;
@@ -126,7 +126,7 @@ static int plan_calib(const struct model *m, const d2q_quantize_options *in, int
     struct calib c;
     *tokens = in->nsamples * in->seqlen;
     *longest = in->seqlen;
-    if (only_self(in))
+    if (api_only_self(in))
         return 0;
     if (calib_from_file(&c, m, in->calib, in->nsamples, in->seqlen, in->seed, e))
         return -1;
@@ -262,7 +262,7 @@ static int self_calib(struct model *m, const d2q_quantize_options *in, const str
         rc = err_set(e, ERR_FORMAT, "%s: the work folder has %zu calibration tokens, expected %lld; use --fresh", in->work, ids.n,
                      (long long)(n * in->seqlen));
     if (rc > 0)
-        rc = only_self(in) ? calib_from_tokens(c, ids.ids, (int64_t)ids.n, n, in->seqlen, in->seed, e)
+        rc = api_only_self(in) ? calib_from_tokens(c, ids.ids, (int64_t)ids.n, n, in->seqlen, in->seed, e)
                            : calib_prepend(c, ids.ids, n, in->seqlen, e);
     mem_free(ids.ids);
     return rc;
@@ -272,7 +272,7 @@ static int self_calib(struct model *m, const d2q_quantize_options *in, const str
 static int prepare(struct model *m, const d2q_quantize_options *in, const struct quant_options *o, const struct log *log,
                    struct work *w, struct calib *c, struct err *e)
 {
-    bool calib = method_table[o->method].needs_calib, self = calib && self_sequences(in) > 0, file = calib && !only_self(in);
+    bool calib = method_table[o->method].needs_calib, self = calib && self_sequences(in) > 0, file = calib && !api_only_self(in);
     if (file && calib_from_file(c, m, in->calib, in->nsamples, in->seqlen, in->seed, e))
         return -1;
     if (in->work) {

@@ -350,7 +350,7 @@ static int verify_floats(const struct item *it, const struct checkpoint *c, stru
                          it->name, (long long)row, (long long)(row + n - 1));
         else
             rc = step(p, (uint64_t)(n * cols * width), e);
-        checkpoint_forget(c, (const uint8_t *)t.data + row * cols * width, (size_t)(n * cols * width));
+        checkpoint_forget_rows(c, &t, row, n);
     }
     mem_free(a);
     return rc;

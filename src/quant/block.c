@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/backend.h"
 #include "tensor/half.h"
 
 static struct quant_tensor *record(struct block *b, enum role role)
@@ -46,20 +47,26 @@ static int record_scales(const float *s_c, int64_t n, struct quant_block *out, s
 
 #define HALF_MAX 65504.0f
 
-/* DSQ of q,k,v or gate,up: the gains of the norm before them absorb s^c, rounded as the output stores them. */
+const float *block_keep_vector(struct run *r, const float *v, int64_t n)
+{
+    float *p = arena_alloc(&r->m->arena, (size_t)n, sizeof *p);
+    for (int64_t i = 0; p && i < n; i++)
+        p[i] = r->o->kept == DT_F16 ? half_round(v[i]) : v[i];
+    return p;
+}
+
+/* DSQ of q,k,v or gate,up: the gains of the norm before them absorb s^c. */
 static int absorb_in_norm(struct block *b, const float **norm, const float *s_c, struct err *e)
 {
-    struct run *r = b->run;
-    int64_t d = r->m->hp.n_embd;
-    bool half = r->o->kept == DT_F16;
-    float *gain = arena_alloc(&r->m->arena, (size_t)d, sizeof *gain);
+    int64_t d = b->run->m->hp.n_embd;
+    float *scaled = arena_alloc(&b->arena, (size_t)d, sizeof *scaled);
+    for (int64_t j = 0; scaled && j < d; j++)
+        scaled[j] = (*norm)[j] * s_c[j];
+    const float *gain = scaled ? block_keep_vector(b->run, scaled, d) : NULL;
     if (!gain)
         return err_nomem(e, "norm gains", (size_t)d * sizeof *gain);
-    for (int64_t j = 0; j < d; j++) {
-        gain[j] = half ? half_round((*norm)[j] * s_c[j]) : (*norm)[j] * s_c[j];
-        if (!isfinite(gain[j]))
-            return err_set(e, ERR_NUMERIC, "block %lld: a merged norm gain leaves the range of fp16", (long long)b->index);
-    }
+    if (op_find_bad(gain, d) >= 0)
+        return err_set(e, ERR_NUMERIC, "block %lld: a merged norm gain leaves the range of fp16", (long long)b->index);
     *norm = gain;
     b->norm_scale = s_c;
     return 0;
@@ -261,34 +268,25 @@ static void share_time(struct part *const *p, int n, double seconds)
         p[i]->rec->seconds += seconds * (double)p[i]->in.n_out / (double)rows;
 }
 
-static int solve_dsq(struct block *b, struct part *const *p, int n, struct err *e)
-{
-    const struct solve_in *in[SOLVE_MOST];
-    struct tensor *t[SOLVE_MOST];
-    double *gain = p[0]->role == ROLE_DOWN ? &b->out->dsq_gain : &b->out->dsq_norm_gain[p[0]->role == ROLE_GATE];
-    for (int i = 0; i < n; i++) {
-        in[i] = &p[i]->in;
-        t[i] = &p[i]->q;
-    }
-    if (!(p[0]->s_c = arena_alloc(&b->arena, (size_t)in[0]->n_in, sizeof *p[0]->s_c)))
-        return err_nomem(e, "dual scales", (size_t)in[0]->n_in * sizeof *p[0]->s_c);
-    int rc = dsq_solve(in, t, n, b->run->o, p[0]->s_c, gain, e);
-    for (int i = 0; !rc && i < n; i++) {
-        p[i]->s_c = p[0]->s_c;
-        rc = solve_error(in[i]->w, t[i], p[i]->s_c, in[i]->h, in[i]->n_out, in[i]->n_in, &p[i]->aimed, e);
-    }
-    return rc;
-}
-
-static int solve_plain(struct block *b, struct part *const *p, int n, struct err *e)
+/* dsq: with scales that they share. */
+static int solve_together(struct block *b, struct part *const *p, int n, bool dsq, struct err *e)
 {
     struct solve_task task[SOLVE_MOST];
+    float *s_c = NULL;
+    double t0 = log_now();
     for (int i = 0; i < n; i++)
         task[i] = (struct solve_task){ .in = &p[i]->in, .t = &p[i]->q };
-    int rc = solve_tasks(task, n, true, b->run->o, e);
-    for (int i = 0; i < n; i++)
+    if (dsq && !(s_c = arena_alloc(&b->arena, (size_t)p[0]->in.n_in, sizeof *s_c)))
+        return err_nomem(e, "dual scales", (size_t)p[0]->in.n_in * sizeof *s_c);
+    double *gain = p[0]->role == ROLE_DOWN ? &b->out->dsq_gain : &b->out->dsq_norm_gain[p[0]->role == ROLE_GATE];
+    if (dsq ? dsq_solve(task, n, b->run->o, s_c, gain, e) : solve_tasks(task, n, true, b->run->o, e))
+        return -1;
+    for (int i = 0; i < n; i++) {
+        p[i]->s_c = s_c;
         p[i]->aimed = task[i].error;
-    return rc;
+    }
+    share_time(p, n, log_now() - t0);
+    return 0;
 }
 
 /* The codes of all n parts. */
@@ -305,13 +303,12 @@ static int solve_parts(struct block *b, struct part *p, int n, struct err *e)
         else if (solve_boa(b, p + i, e) && part_failed(p + i, e))
             return -1;
     }
-    double t0 = log_now();
-    int rc = dsq ? solve_dsq(b, of, n_of, e) : solve_plain(b, of, n_of, e);
-    bool failed = rc && dsq;
-    for (int i = 0; failed && i < n_of; i++)
-        rc = part_failed(of[i], e);
-    share_time(of, n_of, log_now() - t0);
-    return rc;
+    if (!n_of || !solve_together(b, of, n_of, dsq, e))
+        return 0;
+    for (int i = 0; dsq && i < n_of; i++)
+        if (part_failed(of[i], e))
+            return -1;
+    return dsq ? 0 : -1;
 }
 
 /* What is said of it. */
@@ -351,8 +348,10 @@ static int judge_all(struct block *b, struct part *p, int n, struct err *e)
         return 0;
     int rc = bad >= 0 ? -1 : p[0].role == ROLE_DOWN ? absorb_in_up(b, p[0].s_c, e)
              : absorb_in_norm(b, p[0].role == ROLE_Q ? &b->fq->attn_norm : &b->fq->ffn_norm, p[0].s_c, e);
-    struct err why = bad >= 0 ? p[bad].why : *e;
-    for (int i = 0; rc && i < n; i++) {
+    if (!rc)
+        return 0;
+    const struct err why = bad >= 0 ? p[bad].why : *e;
+    for (int i = 0; i < n; i++) {
         p[i].s_c = NULL;
         if (part_failed(p + i, &why))
             return -1;

@@ -18,11 +18,10 @@ int propagate_target(const struct stats *s, const double *chol, double alpha, do
  * code takes the rounded one and so depends on its block size (formats.md 3c). */
 int gptaq_term(const struct stats *s, const struct factor *f, double alpha, float **p, struct err *e);
 
-/* Solves the n matrices in[i]->w, which see the same inputs (h, f) and share s_c (n_in), by the alternation of design.md 5: fills t[i] as
- * solve does, and s_c. The iterate of least sum of tr(E H E^T) is kept, so that is never above GPTQ's alone: *gain = the kept one
- * / that at s^c = 1. */
-int dsq_solve(const struct solve_in *const *in, struct tensor *const *t, int n, const struct quant_options *o, float *s_c, double *gain,
-              struct err *e);
+/* Solves n tasks, whose matrices see the same inputs (h, f) and share s_c (n_in), by the alternation of design.md 5: as solve_tasks does,
+ * errors included, and fills s_c. The iterate of least sum of tr(E H E^T) is kept, so that is never above GPTQ's alone: *gain = the kept
+ * one / that at s^c = 1. */
+int dsq_solve(struct solve_task *task, int n, const struct quant_options *o, float *s_c, double *gain, struct err *e);
 /* Row j of up, quantized on grid g, times s_c[j]: only its fp16 factors change, rounded again (the integers of a two-level
  * grid stay, so it stays on its grid); fails naming the row, all rows as they were, when that leaves fp16's range. bias (n_out) or NULL follows. */
 int dsq_absorb(struct tensor *up, const struct grid *g, float *bias, const float *s_c, struct err *e);

@@ -222,9 +222,9 @@ static void copy_data(struct tensor *dst, const struct tensor *src)
 
 /* What is kept if its error is the least so far. */
 struct kept {
-    struct tensor *const *t;
+    const struct solve_task *task; /* t of each */
     float *s_c;
-    double error; /* below 0: nothing yet */
+    double error; /* of all; below 0: nothing yet */
 };
 
 static void keep_better(const struct alternation *a, double error, struct kept *k)
@@ -233,7 +233,7 @@ static void keep_better(const struct alternation *a, double error, struct kept *
         return;
     k->error = error;
     for (int i = 0; i < a->n; i++)
-        copy_data(k->t[i], &a->t[i]);
+        copy_data(k->task[i].t, &a->t[i]);
     memcpy(k->s_c, a->s, (size_t)a->d * sizeof *a->s);
 }
 
@@ -268,21 +268,21 @@ static int try_scales(struct alternation *a, const struct quant_options *o, doub
     return 0;
 }
 
-static int alternation_init(struct alternation *a, const struct solve_in *const *in, int n, struct err *e)
+static int alternation_init(struct alternation *a, const struct solve_task *task, int n, struct err *e)
 {
     a->n = n;
-    a->d = in[0]->n_in;
+    a->d = task->in->n_in;
     a->s = arena_alloc(&a->arena, (size_t)a->d, sizeof *a->s);
     for (int i = 0; i < n; i++)
-        a->rows += in[i]->n_out;
+        a->rows += task[i].in->n_out;
     a->v = arena_alloc(&a->arena, (size_t)(a->rows * a->d), sizeof *a->v);
     if (!a->s || !a->v)
         return err_nomem(e, "dual scales", (size_t)(a->rows * a->d) * sizeof *a->v);
     for (int i = 0; i < n; i++) {
-        a->in[i] = *in[i];
+        a->in[i] = *task[i].in;
         a->in[i].col_scale = a->s;
         a->task[i] = (struct solve_task){ .in = &a->in[i], .t = &a->t[i] };
-        if (grid_alloc(in[i]->grid, &a->arena, in[i]->name, in[i]->n_out, a->d, &a->t[i], e))
+        if (grid_alloc(a->in[i].grid, &a->arena, a->in[i].name, a->in[i].n_out, a->d, &a->t[i], e))
             return -1;
     }
     for (int64_t j = 0; j < a->d; j++)
@@ -290,23 +290,34 @@ static int alternation_init(struct alternation *a, const struct solve_in *const 
     return 0;
 }
 
-int dsq_solve(const struct solve_in *const *in, struct tensor *const *t, int n, const struct quant_options *o, float *s_c, double *gain,
-              struct err *e)
+/* Of each task; the sum of all is known. */
+static int task_errors(struct solve_task *task, int n, double sum, const float *s_c, struct err *e)
+{
+    task->error = sum;
+    for (int i = 0; n > 1 && i < n; i++) {
+        const struct solve_in *in = task[i].in;
+        if (solve_error(in->w, task[i].t, s_c, in->h, in->n_out, in->n_in, &task[i].error, e))
+            return -1;
+    }
+    return 0;
+}
+
+int dsq_solve(struct solve_task *task, int n, const struct quant_options *o, float *s_c, double *gain, struct err *e)
 {
     struct alternation a = { 0 };
-    struct kept k = { t, s_c, -1 };
+    struct kept k = { task, s_c, -1 };
     double plain = 0, first;
     arena_init(&a.arena);
-    int rc = alternation_init(&a, in, n, e) || try_scales(&a, o, &plain, &k, e) ? -1 : 0;
+    int rc = alternation_init(&a, task, n, e) || try_scales(&a, o, &plain, &k, e) ? -1 : 0;
     if (!rc && o->dsq_init == DSQ_ACTIVATION)
-        from_activation(in[0]->h, a.d, a.s);
+        from_activation(a.in->h, a.d, a.s);
     for (int round = o->dsq_init == DSQ_ACTIVATION ? 0 : 1; !rc && round < o->dsq_rounds; round++) {
         normalize(a.s, a.d);
         rc = try_scales(&a, o, &first, &k, e);
     }
-    *gain = plain > 0 ? k.error / plain : 1;
     arena_release(&a.arena);
-    return rc;
+    *gain = plain > 0 ? k.error / plain : 1;
+    return rc ? -1 : task_errors(task, n, k.error, s_c, e);
 }
 
 static int out_of_range(const struct tensor *up, int64_t row, struct err *e)

@@ -205,20 +205,10 @@ static int check_weights(const struct model *m, struct err *e)
 /* The source's pages of a matrix are not needed again (but by tuning, which reads them again). */
 static void forget_source(const struct run *r, const struct tensor *t)
 {
-    if (r->m->ck && t->type != DT_QMAT)
-        checkpoint_forget(r->m->ck, t->data, t->size);
+    checkpoint_forget_rows(r->m->ck, t, 0, tensor_rows(t));
 }
 
 /* ---- one block ------------------------------------------------------------- */
-
-/* A copy rounded as the output stores it, in the model's arena; NULL: out of memory. */
-static const float *keep_vector(struct run *r, const float *v, int64_t n)
-{
-    float *p = arena_alloc(&r->m->arena, (size_t)n, sizeof *p);
-    for (int64_t i = 0; p && i < n; i++)
-        p[i] = r->o->kept == DT_F16 ? half_round(v[i]) : v[i];
-    return p;
-}
 
 static int block_open(struct block *b, struct run *r, int64_t index, struct err *e)
 {
@@ -249,7 +239,7 @@ static int block_open(struct block *b, struct run *r, int64_t index, struct err 
         if (rotator_layer(&r->rot, r->m, index, &b->ff, &b->arena, e))
             return -1;
         for (int i = 0; i < ROLE_COUNT; i++)
-            if (b->ff.lin[i].b && !(b->fq->lin[i].b = keep_vector(r, b->ff.lin[i].b, tensor_rows(&b->ff.lin[i].w))))
+            if (b->ff.lin[i].b && !(b->fq->lin[i].b = block_keep_vector(r, b->ff.lin[i].b, tensor_rows(&b->ff.lin[i].w))))
                 return err_nomem(e, "rotated bias", (size_t)tensor_rows(&b->ff.lin[i].w) * sizeof(float));
     }
     return 0;

@@ -531,14 +531,6 @@ int solve(const struct solve_in *in, const struct quant_options *o, struct tenso
     return solve_tasks(&task, 1, false, o, e);
 }
 
-int solve_and_judge(const struct solve_in *in, const struct quant_options *o, struct tensor *t, double *error, struct err *e)
-{
-    struct solve_task task = { .in = in, .t = t };
-    int rc = solve_tasks(&task, 1, true, o, e);
-    *error = task.error;
-    return rc;
-}
-
 /* ---- errors --------------------------------------------------------------- */
 
 #define ERR_ROWS 64

@@ -36,15 +36,13 @@ struct solve_in {
 
 /* Fills the data of t, which grid_alloc made for in->grid. */
 int solve(const struct solve_in *in, const struct quant_options *o, struct tensor *t, struct err *e);
-/* The same, and *error = tr(E H E^T) as solve_error gives it, to float rounding: sweeps know it without another product. */
-int solve_and_judge(const struct solve_in *in, const struct quant_options *o, struct tensor *t, double *error, struct err *e);
-
 /* Up to SOLVE_MOST matrices at once, their rows side by side on all threads. */
 #define SOLVE_MOST ROLE_COUNT
 struct solve_task {
     const struct solve_in *in;
     struct tensor *t;
-    double error; /* out, where it is asked for (judge) */
+    double error; /* out, where it is asked for (judge): tr(E H E^T) as solve_error gives it, to float rounding: sweeps know it without
+                   * another product */
 };
 int solve_tasks(struct solve_task *task, int n, bool judge, const struct quant_options *o, struct err *e);
 
