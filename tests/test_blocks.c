@@ -99,34 +99,38 @@ static void test_bf16(void **state)
     assert_int_equal(bf16_from_f32(1.01171875f), 0x3f82);
 }
 
-/* Codes of every width survive packing, whatever crosses a word. */
+static void one_qmat(int bits, int group)
+{
+    struct arena a;
+    struct qmat q;
+    struct err e;
+    uint8_t codes[101], back[101];
+    float row[101];
+    arena_init(&a);
+    assert_int_equal(qmat_init(&q, &a, 3, 101, bits, group, false, &e), 0);
+    assert_int_equal(q.n_groups, (101 + group - 1) / group);
+    for (int j = 0; j < 101; j++)
+        codes[j] = (uint8_t)((j * 37 + 11) & ((1 << bits) - 1));
+    for (int g = 0; g < q.n_groups; g++) {
+        q.scale[q.n_groups + g] = half_from_f32((float)(g + 1) * 0.5f);
+        q.zero[q.n_groups + g] = (uint8_t)g;
+    }
+    qmat_set_codes(&q, 1, codes);
+    qmat_get_codes(&q, 1, back);
+    assert_memory_equal(codes, back, 101);
+    qmat_row_f32(&q, 1, row);
+    for (int j = 0; j < 101; j++)
+        assert_true(row[j] == (float)(j / group + 1) * 0.5f * (float)(codes[j] - j / group));
+    arena_release(&a);
+}
+
+/* Codes of every width survive packing, whatever crosses a word; groups of whole words and others, the last one short. */
 static void test_qmat_codes(void **state)
 {
     (void)state;
-    int widths[4] = { 2, 3, 4, 8 };
-    for (int k = 0; k < 4; k++) {
-        struct arena a;
-        struct qmat q;
-        struct err e;
-        uint8_t codes[101], back[101];
-        float row[101];
-        arena_init(&a);
-        assert_int_equal(qmat_init(&q, &a, 3, 101, widths[k], 32, false, &e), 0);
-        assert_int_equal(q.n_groups, 4);
-        for (int j = 0; j < 101; j++)
-            codes[j] = (uint8_t)((j * 37 + 11) & ((1 << widths[k]) - 1));
-        for (int g = 0; g < 4; g++) {
-            q.scale[4 + g] = half_from_f32((float)(g + 1) * 0.5f);
-            q.zero[4 + g] = (uint8_t)g;
-        }
-        qmat_set_codes(&q, 1, codes);
-        qmat_get_codes(&q, 1, back);
-        assert_memory_equal(codes, back, 101);
-        qmat_row_f32(&q, 1, row);
-        for (int j = 0; j < 101; j++)
-            assert_true(row[j] == (float)(j / 32 + 1) * 0.5f * (float)(codes[j] - j / 32));
-        arena_release(&a);
-    }
+    int widths[4] = { 2, 3, 4, 8 }, groups[4] = { 32, 64, 128, 20 };
+    for (int k = 0; k < 16; k++)
+        one_qmat(widths[k / 4], groups[k % 4]);
 }
 
 /* GGUF's row order of q and k: (head, pair, half) in the file, (head, half, pair) above. */

@@ -174,28 +174,61 @@ void qmat_get_codes(const struct qmat *q, int64_t row, uint8_t *codes)
     }
 }
 
+/* Group g's value of every code of up to 4 bits, or of none. */
+struct values {
+    float of[16], s;
+    int z;
+};
+
+static inline void values_init(struct values *v, const struct qmat *q, int64_t row, int64_t g, int bits)
+{
+    v->s = half_to_f32(q->scale[row * q->n_groups + g]);
+    v->z = q->zero[row * q->n_groups + g];
+    for (int c = 0; bits <= 4 && c < 1 << bits; c++)
+        v->of[c] = v->s * (float)(c - v->z);
+}
+
+/* Inputs 0 .. 32 n: 32 codes are a whole number of words, and of one group. */
+static inline __attribute__((always_inline)) void row_by_words(const struct qmat *q, int64_t row, int64_t n, int bits, float *dst)
+{
+    const uint32_t *w = q->codes + row * q->row_words;
+    struct values v = { .s = 0 };
+    for (int64_t i = 0; i < n; i++, w += bits, dst += 32) {
+        if (i * 32 % q->group == 0)
+            values_init(&v, q, row, i * 32 / q->group, bits);
+#pragma GCC unroll 32
+        for (int j = 0; j < 32; j++) {
+            int at = j * bits / 32, shift = j * bits % 32;
+            uint32_t c = w[at] >> shift;
+            if (shift + bits > 32)
+                c |= w[at + 1] << (32 - shift);
+            c &= (1u << bits) - 1;
+            dst[j] = bits <= 4 ? v.of[c] : v.s * (float)((int)c - v.z);
+        }
+    }
+}
+
 void qmat_row_f32(const struct qmat *q, int64_t row, float *dst)
 {
     const uint32_t *w = q->codes + row * q->row_words;
     const uint16_t *scale = q->scale + row * q->n_groups;
     const uint8_t *zero = q->zero + row * q->n_groups;
     uint32_t mask = (1u << q->bits) - 1;
-    int64_t last = -1;
-    float s = 0;
-    int z = 0;
-    for (int64_t j = 0; j < q->n_in; j++) {
-        int64_t g = q->g_idx ? q->g_idx[j] : j / q->group;
-        if (g != last) {
-            s = half_to_f32(scale[g]);
-            z = zero[g];
-            last = g;
-        }
-        int64_t bit = j * q->bits;
+    int64_t whole = q->g_idx || q->group % 32 ? 0 : q->n_in / 32;
+    switch (q->bits) { /* constants: each its own code */
+    case 2: row_by_words(q, row, whole, 2, dst); break;
+    case 3: row_by_words(q, row, whole, 3, dst); break;
+    case 4: row_by_words(q, row, whole, 4, dst); break;
+    case 8: row_by_words(q, row, whole, 8, dst); break;
+    default: whole = 0;
+    }
+    for (int64_t j = whole * 32; j < q->n_in; j++) {
+        int64_t g = q->g_idx ? q->g_idx[j] : j / q->group, bit = j * q->bits;
         int shift = (int)(bit & 31);
         uint32_t v = w[bit >> 5] >> shift;
         if (shift + q->bits > 32)
             v |= w[(bit >> 5) + 1] << (32 - shift);
-        dst[j] = s * (float)((int)(v & mask) - z);
+        dst[j] = half_to_f32(scale[g]) * (float)((int)(v & mask) - zero[g]);
     }
 }
 

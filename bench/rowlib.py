@@ -1,0 +1,66 @@
+"""What bench/accuracy and bench/gguf_rows.py share: where things lie, calls of d2q, rows kept as JSON, the plot."""
+import json, math, os, pathlib, subprocess, sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DATA = pathlib.Path(os.environ.get("D2Q_DATA", ROOT / "../shared/data")).resolve()
+SCRATCH = pathlib.Path(os.environ.get("D2Q_SCRATCH", "/tmp/d2q-accuracy"))
+ROWS = ROOT / "bench/rows"
+D2Q = os.environ.get("D2Q", str(ROOT / "build/d2q"))
+
+
+def run(args, **kw):
+    p = subprocess.run(args, capture_output=True, text=True, **kw)
+    if p.returncode:
+        sys.exit(f"{' '.join(map(str, args))}\n{p.stderr[-2000:]}")
+    return p.stdout
+
+
+def d2q_json(*args):
+    return json.loads(run([D2Q, *map(str, args), "--json", "-q"]))
+
+
+def model_of(s):
+    if s == "qwen":
+        path = os.environ.get("D2Q_QWEN")
+        return path or sys.exit("set D2Q_QWEN=FILE.gguf (README: Qwen2.5-Coder-1.5B-Instruct)")
+    return run([ROOT / "tools/fetch-smollm2.sh"]).strip().splitlines()[-1]
+
+
+def save(path, row):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_suffix(".tmp")
+    tmp.write_text(json.dumps(row, indent=1) + "\n")
+    tmp.rename(path)
+
+
+def load(key):
+    path = ROWS / (key + ".json")
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def svg(points, path):
+    """Megabytes against mean KL (log), one colour a method."""
+    w, h, left, top = 720, 400, 60, 20
+    if len(points) < 2:
+        return
+    xs, ys = [p[0] for p in points], [math.log10(p[1]) for p in points]
+    x0, x1, y0, y1 = min(xs) * .98, max(xs) * 1.02, math.floor(min(ys) * 5) / 5, math.ceil(max(ys) * 5) / 5
+    px = lambda x: left + (x - x0) / (x1 - x0) * (w - left - 220)
+    py = lambda y: top + (y1 - y) / (y1 - y0) * (h - top - 40)
+    names = list(dict.fromkeys(p[2] for p in points))
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" font-family="sans-serif" font-size="12">',
+           f'<rect width="{w}" height="{h}" fill="white"/>']
+    for i in range(round((y1 - y0) * 5) + 1):
+        y = y0 + i / 5
+        out.append(f'<line x1="{left}" x2="{w - 220}" y1="{py(y):.0f}" y2="{py(y):.0f}" stroke="#ddd"/>'
+                   f'<text x="{left - 6}" y="{py(y) + 4:.0f}" text-anchor="end">{10 ** y:.2f}</text>')
+    for x, y, name in points:
+        hue = names.index(name) * 360 / len(names)
+        out.append(f'<circle cx="{px(x):.1f}" cy="{py(math.log10(y)):.1f}" r="5" fill="hsl({hue:.0f},70%,45%)"><title>{name}: {x:.1f} MB, '
+                   f'KL {y:.4f}</title></circle>')
+    for i, name in enumerate(names):
+        out.append(f'<circle cx="{w - 205}" cy="{top + 12 + 17 * i}" r="5" fill="hsl({i * 360 / len(names):.0f},70%,45%)"/>'
+                   f'<text x="{w - 195}" y="{top + 16 + 17 * i}">{name.replace("*", "")}</text>')
+    out.append(f'<text x="{left}" y="{h - 8}">MB: {x0 / .98:.0f} to {x1 / 1.02:.0f}; '
+               f'upwards: mean KL divergence to float</text></svg>')
+    path.write_text("\n".join(out) + "\n")
