@@ -476,12 +476,30 @@ static void test_dsq_absorb(void **state)
     arena_release(&a);
 }
 
-/* At alpha = beta = 1 and no damping, W' x~ is the least squares fit of the float path's W x (+ residual r - r~). */
+/* Is what W x + r - r~ leaves after out x~ orthogonal to every x~_k? rq NULL: no residual stream. */
+static void assert_fit(int64_t n, int64_t n_out, int64_t d, const float *w, const float *out, const float *xq, const float *xf, const float *rq,
+                       const float *rf)
+{
+    for (int64_t i = 0; i < n_out; i++)
+        for (int64_t k = 0; k < d; k++) {
+            double dot = 0, size = 0;
+            for (int64_t t = 0; t < n; t++) {
+                double res = rq ? rf[t * n_out + i] - rq[t * n_out + i] : 0;
+                for (int64_t j = 0; j < d; j++)
+                    res += (double)w[i * d + j] * xf[t * d + j] - (double)out[i * d + j] * xq[t * d + j];
+                dot += res * xq[t * d + k];
+                size += fabs(res * xq[t * d + k]);
+            }
+            assert_true(fabs(dot) < 1e-3 * size + 1e-6);
+        }
+}
+
+/* At alpha = beta = 1 and no damping, W' x~ is the least squares fit of the float path's W x (+ residual r - r~): from T, and from D
+ * where there is no residual. */
 static void test_propagate(void **state)
 {
     (void)state;
     enum { D = 24, N = 200, OUT = 10 };
-    struct stats st;
     struct err e;
     float *xq = random_inputs(N, D), *xf = random_matrix(N, D, 0.2f), *w = random_matrix(OUT, D, 1);
     float *rq = random_matrix(N, OUT, 1), *rf = mem_alloc(N * OUT, sizeof *rf), *out = mem_alloc(OUT * D, sizeof *out);
@@ -495,28 +513,20 @@ static void test_propagate(void **state)
                 sum += map[i * D + j] * xq[t * D + j];
             rf[t * OUT + i] = (float)sum;
         }
-    assert_int_equal(stats_init(&st, D, OUT, true, SINKS_KEEP, &e), 0);
-    assert_int_equal(stats_add(&st, xq, xf, rq, rf, N / 2, &e), 0);
-    assert_int_equal(stats_add(&st, xq + N / 2 * D, xf + N / 2 * D, rq + N / 2 * OUT, rf + N / 2 * OUT, N / 2, &e), 0);
-    assert_int_equal(stats_finish(&st, "test", &e), 0);
-    double *l;
-    assert_int_equal(hessian_cholesky(st.h, D, 0, &l, &e), 0);
-    assert_int_equal(propagate_target(&st, l, 1, 1, w, OUT, out, &e), 0);
-    /* normal equations: the residual W x + r - r~ - W' x~ is orthogonal to every x~_k */
-    for (int64_t i = 0; i < OUT; i++)
-        for (int64_t k = 0; k < D; k++) {
-            double dot = 0, size = 0;
-            for (int64_t t = 0; t < N; t++) {
-                double res = rf[t * OUT + i] - rq[t * OUT + i];
-                for (int64_t j = 0; j < D; j++)
-                    res += (double)w[i * D + j] * xf[t * D + j] - (double)out[i * D + j] * xq[t * D + j];
-                dot += res * xq[t * D + k];
-                size += fabs(res * xq[t * D + k]);
-            }
-            assert_true(fabs(dot) < 1e-3 * size + 1e-6);
-        }
-    stats_release(&st);
-    mem_free(l);
+    struct stats_target to = { w, OUT, 1, 1 };
+    for (int residual = 0; residual < 2; residual++) {
+        struct stats st;
+        double *l;
+        assert_int_equal(stats_init(&st, D, residual ? PATH_T : PATH_D, residual ? &to : NULL, SINKS_KEEP, &e), 0);
+        assert_int_equal(stats_add(&st, xq, xf, rq, rf, N / 2, &e), 0);
+        assert_int_equal(stats_add(&st, xq + N / 2 * D, xf + N / 2 * D, rq + N / 2 * OUT, rf + N / 2 * OUT, N / 2, &e), 0);
+        assert_int_equal(stats_finish(&st, "test", &e), 0);
+        assert_int_equal(hessian_cholesky(st.h, D, 0, &l, &e), 0);
+        assert_int_equal(propagate_target(&st, l, 1, w, OUT, out, &e), 0);
+        assert_fit(N, OUT, D, w, out, xq, xf, residual ? rq : NULL, rf);
+        stats_release(&st);
+        mem_free(l);
+    }
     mem_free(xq); mem_free(xf); mem_free(w); mem_free(rq); mem_free(rf); mem_free(out); mem_free(map);
 }
 
@@ -532,8 +542,8 @@ static void test_stats_shift(void **state)
     for (int64_t t = 0; t < N; t++)
         for (int64_t j = 0; j < D; j++)
             shifted[t * D + j] = xq[t * D + j] + mu[j];
-    assert_int_equal(stats_init(&a, D, 0, true, SINKS_KEEP, &e), 0);
-    assert_int_equal(stats_init(&b, D, 0, true, SINKS_KEEP, &e), 0);
+    assert_int_equal(stats_init(&a, D, PATH_D, NULL, SINKS_KEEP, &e), 0);
+    assert_int_equal(stats_init(&b, D, PATH_D, NULL, SINKS_KEEP, &e), 0);
     assert_int_equal(stats_add(&a, xq, xf, NULL, NULL, N, &e), 0);
     assert_int_equal(stats_add(&b, shifted, xf, NULL, NULL, N, &e), 0);
     stats_shift(&a, mu);

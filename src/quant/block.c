@@ -121,7 +121,7 @@ static int keep_float(struct block *b, enum role role, const struct grid *g, str
     return 0;
 }
 
-static bool propagates(const struct run *r)
+bool block_propagates(const struct run *r)
 {
     return r->o->method != METHOD_gptaq && (r->o->alpha > 0 || r->o->beta > 0);
 }
@@ -134,7 +134,7 @@ struct shared {
     float *asym;
 };
 
-/* The targets of propagated error. D and R are given back then: with them, the factor and its double, the widest stage would be the
+/* The targets of propagated error. D or T is given back then: with them, the factor and its double, the widest stage would be the
  * peak of the whole run. */
 static int aim(struct block *b, enum role first, int n, struct stats *st, struct shared *s, struct err *e)
 {
@@ -145,10 +145,9 @@ static int aim(struct block *b, enum role first, int n, struct stats *st, struct
         enum role role = (enum role)(first + i);
         const struct tensor *w = &b->ff.lin[role].w;
         size_t count = (size_t)(w->dim[0] * w->dim[1]);
-        bool residual = role == ROLE_O || role == ROLE_DOWN;
         s->moved[i] = mem_alloc(count, sizeof *s->moved[i]);
         rc = !s->moved[i] ? err_nomem(e, w->name, count * sizeof *s->moved[i])
-                          : propagate_target(st, chol, o->alpha, residual ? o->beta : 0, w->data, w->dim[0], s->moved[i], e);
+                          : propagate_target(st, chol, o->alpha, w->data, w->dim[0], s->moved[i], e);
     }
     mem_free(chol);
     stats_drop_path(st);
@@ -161,7 +160,7 @@ static int prepare(struct block *b, enum role first, int n, struct stats *st, st
     struct run *r = b->run;
     const struct quant_options *o = r->o;
     double t0 = log_now();
-    int rc = (propagates(r) && aim(b, first, n, st, s, why)) ||
+    int rc = (block_propagates(r) && aim(b, first, n, st, s, why)) ||
              factor_init(&s->f, st->h, st->d, o->damp, o->order, b->fq->lin[first].w.name, r->log, why) ||
              (o->method == METHOD_gptaq && o->alpha > 0 && gptaq_term(st, &s->f, o->alpha, &s->asym, why));
     r->res->seconds_factor += log_now() - t0;

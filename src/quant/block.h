@@ -43,6 +43,8 @@ struct block {
 /* Quantizes lin[first .. first+n) of the block, which see the same input described by st (finished here; NULL: nothing is known of it).
  * What fails numerically falls back by the user's rule, or stops the run. */
 int block_solve(struct block *b, enum role first, int n, struct stats *st, struct err *e);
+/* Are matrices aimed at the float path's outputs? */
+bool block_propagates(const struct run *r);
 /* A copy of v (n) rounded as the output stores it, in the model's arena; NULL: out of memory. */
 const float *block_keep_vector(struct run *r, const float *v, int64_t n);
 /* DAC: mu (n_embd) from the sums of st, its share fitted on the held-out sequences; shifts st. Returns 1 when mu is

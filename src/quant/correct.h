@@ -9,9 +9,8 @@
 #include "quant/solve.h"
 #include "quant/stats.h"
 
-/* out (n_out, d) = w + alpha w D H^-1 + beta R H^-1, H damped by prop_damp; R only if s has it. */
-int propagate_target(const struct stats *s, const double *chol, double alpha, double beta, const float *w,
-                     int64_t n_out, float *out, struct err *e);
+/* out (n_out, d) = w + T H^-1, chol that of H damped by prop_damp; T as s has it (then it was gathered for this w), else alpha w D. */
+int propagate_target(const struct stats *s, const double *chol, double alpha, const float *w, int64_t n_out, float *out, struct err *e);
 
 /* *p (d, d; mem_free), in processing order: alpha striu(D U^T) U, the term of GPTAQ (arXiv 2504.02692) by which the columns after
  * the i-th gain w_i p[i, :], w_i its value before rounding - also between blocks of columns, where the reference

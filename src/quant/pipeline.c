@@ -266,13 +266,30 @@ static struct seq seq_at(const struct run *r, int64_t i)
     return (struct seq){ t0, r->calib->start[i + 1] - t0, r->hq + t0 * d, r->hf ? r->hf + t0 * d : NULL };
 }
 
+/* For a matrix that reads what a norm gives: D serves all that share the input, and DAC besides. */
+static int norm_stats(struct block *b, struct stats *st, struct err *e)
+{
+    const struct run *r = b->run;
+    return stats_init(st, r->m->hp.n_embd, r->use_float ? PATH_D : PATH_NONE, NULL, r->o->sinks, e);
+}
+
+/* For one that writes to the residual stream. */
+static int residual_stats(struct block *b, enum role role, struct stats *st, struct err *e)
+{
+    const struct quant_options *o = b->run->o;
+    const struct tensor *w = &b->ff.lin[role].w;
+    struct stats_target to = { w->data, w->dim[0], o->alpha, o->beta };
+    enum stats_path path = block_propagates(b->run) ? PATH_T : b->run->use_float && o->method == METHOD_gptaq ? PATH_D : PATH_NONE;
+    return stats_init(st, w->dim[1], path, path == PATH_T ? &to : NULL, o->sinks, e);
+}
+
 static int stage_qkv(struct block *b, struct err *e)
 {
     struct run *r = b->run;
     struct stats st;
     struct boa boa;
     double t0 = log_now();
-    if (stats_init(&st, r->m->hp.n_embd, 0, r->use_float, r->o->sinks, e))
+    if (norm_stats(b, &st, e))
         return -1;
     int rc = 0;
     if (r->o->method == METHOD_boa) {
@@ -302,7 +319,7 @@ static int stage_o(struct block *b, struct err *e)
     const struct hparams *hp = &r->m->hp;
     int64_t d = hp->n_head * hp->head_dim;
     struct stats st;
-    if (stats_init(&st, d, hp->n_embd, r->use_float, r->o->sinks, e))
+    if (residual_stats(b, ROLE_O, &st, e))
         return -1;
     int rc = 0;
     for (int64_t i = 0; !rc && i < r->calib->n; i++) {
@@ -367,7 +384,7 @@ static int stage_gate_up(struct block *b, struct err *e)
     float *mu = arena_alloc(&b->arena, (size_t)d, sizeof *mu);
     if (!mean || !first || !mu)
         return err_nomem(e, "DAC", (size_t)d * sizeof *mean);
-    if (stats_init(&st, d, 0, r->use_float, r->o->sinks, e))
+    if (norm_stats(b, &st, e))
         return -1;
     int rc = 0, use_mu = 0;
     for (int64_t i = 0; !rc && i < r->calib->n; i++) {
@@ -429,9 +446,8 @@ static int stage_down(struct block *b, struct err *e)
 {
     struct run *r = b->run;
     const struct hparams *hp = &r->m->hp;
-    int64_t d = hp->n_ff;
     struct stats st;
-    if (stats_init(&st, d, hp->n_embd, r->use_float, r->o->sinks, e))
+    if (residual_stats(b, ROLE_DOWN, &st, e))
         return -1;
     int rc = 0;
     for (int64_t i = 0; !rc && i < r->calib->n; i++) {

@@ -53,18 +53,22 @@ static uint64_t vector_bytes(const struct model *m, const struct quant_options *
     return n * (o->kept == DT_F16 ? 2 : 4);
 }
 
-/* A stage's input, widest output, matrices, and width of R. */
+/* A stage's input, widest output and matrices. Those of one matrix write to the residual stream. */
 struct stage_shape {
-    int64_t d, n_out, matrices, n_res;
+    int64_t d, n_out, matrices;
 };
 
 static const int n_shapes = 3;
 
 static struct stage_shape stage_shape(const struct hparams *hp, int i)
 {
-    const struct stage_shape all[] = { { hp->n_embd, hp->n_ff, 2, 0 }, { hp->n_head * hp->head_dim, hp->n_embd, 1, hp->n_embd },
-                                       { hp->n_ff, hp->n_embd, 1, hp->n_embd } };
+    const struct stage_shape all[] = { { hp->n_embd, hp->n_ff, 2 }, { hp->n_head * hp->head_dim, hp->n_embd, 1 }, { hp->n_ff, hp->n_embd, 1 } };
     return all[i];
+}
+
+static uint64_t shape_stats_bytes(const struct quant_options *o, bool with_float, const struct stage_shape *s)
+{
+    return stats_bytes(s->d, !with_float ? PATH_NONE : s->matrices > 1 || o->method == METHOD_gptaq ? PATH_D : PATH_T, s->n_out);
 }
 
 /* The largest of the stages: first the statistics with the Cholesky factor of H in double, then H alone with the solver's factor in
@@ -75,7 +79,7 @@ static uint64_t stage_bytes(const struct model *m, const struct quant_options *o
     for (int i = 0; i < n_shapes; i++) {
         struct stage_shape s = stage_shape(&m->hp, i);
         uint64_t dd = (uint64_t)(s.d * s.d);
-        uint64_t aiming = with_float ? stats_bytes(s.d, s.n_res, true) + dd * 8 : 0;
+        uint64_t aiming = with_float ? shape_stats_bytes(o, true, &s) + dd * 8 : 0;
         uint64_t solving = dd * (o->method == METHOD_gptaq ? 20 : 16); /* D, the factor and three of the like for its term */
         uint64_t bytes = (aiming > solving ? aiming : solving) + (uint64_t)(s.n_out * s.d * (with_float ? s.matrices + 1 : 2)) * 4;
         if (o->dsq_norms && s.matrices > 1) /* DSQ's values of all of them */
@@ -87,12 +91,12 @@ static uint64_t stage_bytes(const struct model *m, const struct quant_options *o
 }
 
 /* What statistics take while they are gathered. */
-static uint64_t gathered_bytes(const struct model *m, bool with_float)
+static uint64_t gathered_bytes(const struct model *m, const struct quant_options *o, bool with_float)
 {
     uint64_t worst = 0;
     for (int i = 0; i < n_shapes; i++) {
         struct stage_shape s = stage_shape(&m->hp, i);
-        uint64_t bytes = stats_bytes(s.d, with_float ? s.n_res : 0, with_float);
+        uint64_t bytes = shape_stats_bytes(o, with_float, &s);
         worst = bytes > worst ? bytes : worst;
     }
     return worst;
@@ -138,7 +142,7 @@ void quant_plan(const struct model *m, const struct quant_options *o, int64_t ca
     p->memory[MEM_KEPT] = p->vector_bytes + (o->spill ? 0 : copies);
     if (method_table[o->method].needs_calib) {
         uint64_t states = (uint64_t)calib_tokens * (uint64_t)(hp->n_embd * (with_float ? 2 : 1) + hp->n_head * hp->head_dim) * 4;
-        uint64_t solving = stage_bytes(m, o, with_float), passing = gathered_bytes(m, with_float) + states;
+        uint64_t solving = stage_bytes(m, o, with_float), passing = gathered_bytes(m, o, with_float) + states;
         p->states_bytes = states;
         p->memory[MEM_STATES] = !o->spill ? states : passing > solving ? passing - solving : 0; /* gone while a stage is solved */
         p->memory[MEM_FORWARD] = fwd_bytes(hp, longest_sequence) * (with_float ? 2 : 1);

@@ -1,5 +1,5 @@
 /* Propagated error, and GPTAQ's column-wise form of it.
- * W' = W + (alpha W D + beta R) H^-1, in double where the inverse is taken.
+ * W' = W + T H^-1, T = alpha W D + beta R (stats.h), in double where the inverse is taken.
  * At alpha = beta = 1 and without quantization W' x~ is the least squares fit of the float path's output. */
 #include <string.h>
 
@@ -8,8 +8,7 @@
 
 #define ROWS 512 /* rows solved at a time, to bound the memory in double */
 
-int propagate_target(const struct stats *s, const double *chol, double alpha, double beta, const float *w,
-                     int64_t n_out, float *out, struct err *e)
+int propagate_target(const struct stats *s, const double *chol, double alpha, const float *w, int64_t n_out, float *out, struct err *e)
 {
     int64_t d = s->d;
     size_t n = (size_t)((n_out < ROWS ? n_out : ROWS) * d);
@@ -20,9 +19,11 @@ int propagate_target(const struct stats *s, const double *chol, double alpha, do
         int64_t rows = n_out - row0 < ROWS ? n_out - row0 : ROWS;
         float *o = out + row0 * d;
         const float *wr = w + row0 * d;
-        la_sgemm(0, 0, rows, d, d, (float)alpha, wr, d, s->dx, d, 0, o, d);
+        if (!s->t)
+            la_sgemm(0, 0, rows, d, d, (float)alpha, wr, d, s->dx, d, 0, o, d);
+        const float *t = s->t ? s->t + row0 * d : o;
         for (int64_t i = 0; i < rows * d; i++)
-            x[i] = o[i] + (s->r ? beta * s->r[row0 * d + i] : 0);
+            x[i] = t[i];
         la_solve_rows(d, chol, rows, x);
         for (int64_t i = 0; i < rows * d; i++)
             o[i] = (float)(wr[i] + x[i]);

@@ -1,32 +1,45 @@
 /* stats: what the solver must know of a matrix's inputs, summed over calibration tokens.
  *
- * With x the float path's input of the matrix, x~ the quantized path's, r and r~ the residual streams:
- *   H = (2/n) sum f^2 x~ x~^T      D = (2/n) sum f^2 (x - x~) x~^T      R = (2/n) sum f^2 (r - r~) x~^T
- * f is the token's weight against massive activations (enum quant_sinks). */
+ * With x the float path's input of the matrix W, x~ the quantized path's, r and r~ the residual streams:
+ *   H = (2/n) sum f^2 x~ x~^T      D = (2/n) sum f^2 (x - x~) x~^T
+ *   T = (2/n) sum f (f alpha W (x - x~) + g beta (r - r~)) x~^T = alpha W D + beta R
+ * f is the token's weight against massive activations (enum quant_sinks), g the same but of the residual stream besides. T is asked for instead
+ * of D where W writes to the residual stream: down_proj has a sixth of D's rows, and D would be the largest matrix of a run. */
 #ifndef D2Q_QUANT_STATS_H
 #define D2Q_QUANT_STATS_H
 
 #include "quant/quant.h"
 
+/* A matrix that writes to the residual stream, w (n_out, d). */
+struct stats_target {
+    const float *w;
+    int64_t n_out;
+    double alpha, beta;
+};
+
+enum stats_path { PATH_NONE, PATH_D, PATH_T }; /* what is known of the float path */
+
 struct stats {
-    int64_t d, n_res;  /* widths of x and of r (0: no R) */
+    int64_t d;         /* width of x */
+    enum stats_path path_kind;
+    struct stats_target to; /* with PATH_T */
     float *h;          /* (d, d) */
     float *dx;         /* (d, d) or NULL */
-    float *r;          /* (n_res, d) or NULL */
+    float *t;          /* (to.n_out, d) or NULL */
     double *sum_x, *sum_diff; /* (d): of f^2 x~ and f^2 (x - x~) */
     double weight;     /* sum of f^2 */
     int64_t n;         /* tokens */
     enum quant_sinks sinks;
-    struct arena arena, path; /* path: dx and r */
+    struct arena arena, path; /* path: dx or t */
 };
 
-/* n_res 0: no R; with_diff false: neither D nor R (the float path is not needed). */
-int stats_init(struct stats *s, int64_t d, int64_t n_res, bool with_diff, enum quant_sinks sinks, struct err *e);
+/* to: with PATH_T; its w must live as long as s. */
+int stats_init(struct stats *s, int64_t d, enum stats_path path, const struct stats_target *to, enum quant_sinks sinks, struct err *e);
 void stats_release(struct stats *s);
-/* Gives back dx and r. */
+/* Gives back dx or t. */
 void stats_drop_path(struct stats *s);
-uint64_t stats_bytes(int64_t d, int64_t n_res, bool with_diff);
-/* One sequence of n tokens: xq, xf (n, d); rq, rf (n, n_res); xf, rq, rf NULL where not asked for. */
+uint64_t stats_bytes(int64_t d, enum stats_path path, int64_t n_out);
+/* One sequence of n tokens: xq, xf (n, d); rq, rf (n, to.n_out); xf, rq, rf may be NULL where the path kind does not ask for them. */
 int stats_add(struct stats *s, const float *xq, const float *xf, const float *rq, const float *rf,
               int64_t n, struct err *e);
 /* Symmetric H, and the factor 2/n. NaN is reported as ERR_NUMERIC. */
