@@ -1,4 +1,4 @@
-/* bench_kernels: prints what backend_bench measures for the shapes of SmolLM2-135M, and the solvers.
+/* bench_kernels: prints what backend_bench measures for the shapes of SmolLM2-135M, the solvers, and unpacking to float.
  *
  *     cc -std=c11 -D_GNU_SOURCE -Isrc -O2 bench/bench_kernels.c build/libd2q_internal.a \
  *        $(pkg-config --cflags --libs openblas lapacke) -pthread -lm -o build/bench_kernels && build/bench_kernels [THREADS] */
@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/par.h"
+#include "tensor/tensor.h"
 
 static void solvers(int64_t n)
 {
@@ -44,6 +45,40 @@ static void solvers(int64_t n)
     mem_free(f);
 }
 
+#define WIDTH 1536
+
+/* Nanoseconds a weight, one thread, a row in the cache. */
+static double row_ns(const struct tensor *t, float *dst)
+{
+    enum { TIMES = 4000 };
+    double start = log_now();
+    for (int i = 0; i < TIMES; i++)
+        tensor_rows_f32(t, 0, 1, dst);
+    return 1e9 * (log_now() - start) / TIMES / WIDTH;
+}
+
+static void unpacking(void)
+{
+    static float dst[WIDTH];
+    static uint8_t zeros[WIDTH * 4];
+    struct arena a;
+    struct err e;
+    arena_init(&a);
+    printf("unpacking, ns a weight:");
+    for (int type = DT_F16; type < DT_QMAT; type++) {
+        struct tensor t = { .type = (enum dtype)type, .n_dims = 2, .dim = { 1, WIDTH, 1, 1 }, .data = zeros };
+        printf(" %s %.2f", dtype_table[type].name, row_ns(&t, dst));
+    }
+    for (int bits = 2; bits <= 4; bits++) {
+        struct qmat q;
+        struct tensor t = { .type = DT_QMAT, .n_dims = 2, .dim = { 1, WIDTH, 1, 1 }, .q = &q };
+        if (!qmat_init(&q, &a, 1, WIDTH, bits, 64, false, &e))
+            printf(" int%d g64 %.2f", bits, row_ns(&t, dst));
+    }
+    printf("\n");
+    arena_release(&a);
+}
+
 int main(int argc, char **argv)
 {
     struct bench_linear rows[] = {
@@ -73,5 +108,6 @@ int main(int argc, char **argv)
            1e3 * rest.rope_seconds, 1e3 * rest.silu_seconds);
     solvers(576);
     solvers(1536);
+    unpacking();
     return 0;
 }
