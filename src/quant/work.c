@@ -18,7 +18,7 @@
 #include "base/file.h"
 #include "quant/block.h"
 
-#define WORK_VERSION 3
+#define WORK_VERSION 4
 #define DIGEST SHA256_DIGEST_SIZE
 #define PATH_CAP 4200
 #define RECIPE_MAX ((size_t)1 << 20)
