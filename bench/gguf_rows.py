@@ -36,8 +36,9 @@ def llama(tool, *args):
     return p.stdout + p.stderr
 
 
-def threads():
-    return ["-t", len(os.sched_getaffinity(0))]
+def how():
+    """Weights as they lie: its repacked ones for AMX crash in 0.3.36 (llama-imatrix, Q4_K_M)."""
+    return ["-t", len(os.sched_getaffinity(0)), "--no-repack"]
 
 
 def once(name, make):
@@ -61,15 +62,15 @@ def quantized(maker, args, model, out):
         d2q_json(*command)
         return "d2q", command
     flt = once("qwen-f16.gguf", lambda f: llama("llama-quantize", "--allow-requantize", *TABLES, model, f, "F16"))
-    imatrix = once("qwen-imatrix.gguf", lambda f: llama("llama-imatrix", "-m", model, "-f", calib, "-o", f, "-c", 512, "--chunks", 32, *threads()))
+    imatrix = once("qwen-imatrix.gguf", lambda f: llama("llama-imatrix", "-m", model, "-f", calib, "-o", f, "-c", 512, "--chunks", 32, *how()))
     command = ["--allow-requantize", "--imatrix", imatrix, *(["--pure", *TABLES] if maker == "pure" else []), flt, out, args]
     llama("llama-quantize", *command, len(os.sched_getaffinity(0)))
     return "llama-quantize", command
 
 
 def judged(path, model):
-    base = once("qwen-llama.base", lambda f: llama("llama-perplexity", "-m", model, *EVAL, "--kl-divergence-base", f, *threads()))
-    text = llama("llama-perplexity", "-m", path, *EVAL, "--kl-divergence-base", base, "--kl-divergence", *threads())
+    base = once("qwen-llama.base", lambda f: llama("llama-perplexity", "-m", model, *EVAL, "--kl-divergence-base", f, *how()))
+    text = llama("llama-perplexity", "-m", path, *EVAL, "--kl-divergence-base", base, "--kl-divergence", *how())
 
     def number(label):
         m = re.search(label + r"\s*:\s*([0-9.]+)(?: ±\s*([0-9.]+))?", text)
