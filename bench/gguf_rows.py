@@ -3,9 +3,9 @@
 The same float model (the source's own values) and text for all: WikiText-2 train, 16,384 tokens for d2q's statistics and for the imatrix.
 With --pure every matrix has the type named, embeddings and head stay as the source has them, as with d2q's --grid; "mix" is what
 llama-quantize makes of a type by itself; "at the size of" is d2q's --target-size, free in every type."""
-import os, pathlib, re, time
+import os, pathlib, re, sys, time
 
-from rowlib import *
+from rowlib import DATA, ROOT, ROWS, SCRATCH, anywhere, d2q_json, load, model_of, run, save, svg
 
 SET = "qwen-gguf"
 TITLE = "Qwen2.5-Coder-1.5B-Instruct as GGUF files"
@@ -30,10 +30,7 @@ EVAL = ["-f", DATA / "wikitext2_raw_test.txt", "-c", 512, "--chunks", 16]
 
 def llama(tool, *args):
     folder = os.environ.get("D2Q_LLAMA_CPP") or sys.exit("set D2Q_LLAMA_CPP=llama.cpp/build/bin")
-    p = subprocess.run([str(pathlib.Path(folder) / tool), *map(str, args)], capture_output=True, text=True, errors="replace")
-    if p.returncode:
-        sys.exit(f"{tool} {' '.join(map(str, args))}\n{p.stderr[-2000:]}")
-    return p.stdout + p.stderr
+    return run([pathlib.Path(folder) / tool, *map(str, args)], both=True)
 
 
 def how():
@@ -52,20 +49,22 @@ def once(name, make):
 
 
 def quantized(maker, args, model, out):
-    """The command that wrote `out`, as shown."""
+    """The command that wrote `out`, and the seconds it took."""
     calib = DATA / "wikitext2_raw_train_head.txt"
     if maker == "d2q":
         if args.startswith("lq-"):
             target = load(f"{SET}/{args}") or sys.exit(f"{SET}/{args} comes first: its size is the target")
             args = f"--target-size {target['bytes']}"
         command = ["quantize", model, "-o", out, *args.split(), "--calib", calib, "--nsamples", 16, "--seqlen", 1024, "--work", "off"]
+        start = time.time()
         d2q_json(*command)
-        return "d2q", command
+        return ["d2q", *command], time.time() - start
     flt = once("qwen-f16.gguf", lambda f: llama("llama-quantize", "--allow-requantize", *TABLES, model, f, "F16"))
     imatrix = once("qwen-imatrix.gguf", lambda f: llama("llama-imatrix", "-m", model, "-f", calib, "-o", f, "-c", 512, "--chunks", 32, *how()))
     command = ["--allow-requantize", "--imatrix", imatrix, *(["--pure", *TABLES] if maker == "pure" else []), flt, out, args]
+    start = time.time()
     llama("llama-quantize", *command, len(os.sched_getaffinity(0)))
-    return "llama-quantize", command
+    return ["llama-quantize", *command], time.time() - start
 
 
 def judged(path, model):
@@ -83,11 +82,8 @@ def judged(path, model):
 def compute(name):
     _, maker, args = NAMES[name]
     model, out = model_of("qwen"), SCRATCH / f"{SET}-{name}.gguf"
-    start = time.time()
-    tool, command = quantized(maker, args, model, out)
-    seconds = time.time() - start
-    shown = " ".join(map(str, [tool, *command])).replace(str(model), "MODEL").replace(str(DATA), "DATA").replace(str(out), "OUT").replace(str(SCRATCH), "SCRATCH")
-    row = dict(row=f"{SET}/{name}", command=shown, bytes=os.path.getsize(out), seconds=seconds, **judged(out, model))
+    command, seconds = quantized(maker, args, model, out)
+    row = dict(row=f"{SET}/{name}", command=anywhere(" ".join(map(str, command)), model, out), bytes=os.path.getsize(out), seconds=seconds, **judged(out, model))
     save(ROWS / SET / f"{name}.json", row)
     out.unlink()
     print(f"{SET}/{name}: {row['bytes']} bytes, ppl {row['ppl']:.3f}, KL {row['kl']:.4f}, {seconds:.0f} s", flush=True)

@@ -8,15 +8,24 @@ ROWS = ROOT / "bench/rows"
 D2Q = os.environ.get("D2Q", str(ROOT / "build/d2q"))
 
 
-def run(args, **kw):
-    p = subprocess.run(args, capture_output=True, text=True, **kw)
+def run(args, both=False, **kw):
+    """What it wrote to stdout; both: and to stderr."""
+    p = subprocess.run(args, capture_output=True, text=True, errors="replace", **kw)
     if p.returncode:
         sys.exit(f"{' '.join(map(str, args))}\n{p.stderr[-2000:]}")
-    return p.stdout
+    return p.stdout + (p.stderr if both else "")
 
 
 def d2q_json(*args):
     return json.loads(run([D2Q, *map(str, args), "--json", "-q"]))
+
+
+def anywhere(command, model, out):
+    """A command or path without what is this machine's."""
+    text = str(command)
+    for path, name in ((model, "MODEL"), (DATA, "DATA"), (out, "OUT"), (SCRATCH, "SCRATCH")):
+        text = text.replace(str(path), name)
+    return text
 
 
 def model_of(s):

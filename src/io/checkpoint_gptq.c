@@ -193,12 +193,7 @@ static void load_zeros(struct qmat *q, const uint32_t *w, bool v1, bool sym)
     q->sym = sym;
     for (int64_t g = 0; g < q->n_groups; g++)
         for (int64_t i = 0; i < q->n_out; i++) {
-            const uint32_t *p = w + g * row + ((i * q->bits) >> 5);
-            int shift = (int)((i * q->bits) & 31);
-            uint32_t z = p[0] >> shift;
-            if (shift + q->bits > 32)
-                z |= p[1] << (32 - shift);
-            z = (z + (v1 ? 1 : 0)) & mask;
+            uint32_t z = (code_at(w + g * row, i, q->bits) + (v1 ? 1 : 0)) & mask;
             q->zero[i * q->n_groups + g] = (uint8_t)z;
             q->sym = q->sym && z == 1u << (q->bits - 1);
         }

@@ -13,7 +13,6 @@ int stats_init(struct stats *s, int64_t d, enum stats_path path, const struct st
     arena_init(&s->arena);
     arena_init(&s->path);
     s->d = d;
-    s->path_kind = path;
     s->sinks = sinks;
     if (path == PATH_T)
         s->to = *to;
@@ -128,21 +127,21 @@ static void add_sequence(struct stats *s, const float *xq, const float *xf, cons
 {
     int64_t d = s->d;
     sink_weights(s->sinks, xq, n, d, k->f, k->norms);
-    if (s->path_kind != PATH_NONE)
+    if (s->dx || s->t)
         weigh(s->sinks, xf, n, d, k);
     weighted(k->x, xq, NULL, k->f, n, d);
     la_syrk_add(n, d, 1, k->x, d, s->h);
-    add_sums(s->sum_x, k->x, k->f, n, d);
     for (int64_t t = 0; t < n; t++)
         s->weight += (double)k->f[t] * k->f[t];
     s->n += n;
-    if (s->path_kind == PATH_NONE)
-        return;
-    weighted(k->y, xf, xq, k->f, n, d);
-    add_sums(s->sum_diff, k->y, k->f, n, d);
-    if (s->dx)
+    if (s->dx || s->t)
+        weighted(k->y, xf, xq, k->f, n, d);
+    if (s->dx) {
         la_sgemm(1, 0, d, d, n, 1, k->y, d, k->x, d, 1, s->dx, d);
-    else
+        add_sums(s->sum_x, k->x, k->f, n, d);
+        add_sums(s->sum_diff, k->y, k->f, n, d);
+    }
+    if (s->t)
         add_target(s, rq, rf, n, k);
 }
 
@@ -151,7 +150,7 @@ int stats_add(struct stats *s, const float *xq, const float *xf, const float *rq
 {
     struct scratch k = { 0 };
     int64_t d = s->d, m = s->to.n_out;
-    bool path = s->path_kind != PATH_NONE;
+    bool path = s->dx || s->t;
     arena_init(&k.arena);
     k.f = arena_alloc(&k.arena, (size_t)n, sizeof *k.f);
     k.g = arena_alloc(&k.arena, (size_t)n, sizeof *k.g);

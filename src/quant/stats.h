@@ -21,12 +21,11 @@ enum stats_path { PATH_NONE, PATH_D, PATH_T }; /* what is known of the float pat
 
 struct stats {
     int64_t d;         /* width of x */
-    enum stats_path path_kind;
     struct stats_target to; /* with PATH_T */
     float *h;          /* (d, d) */
     float *dx;         /* (d, d) or NULL */
     float *t;          /* (to.n_out, d) or NULL */
-    double *sum_x, *sum_diff; /* (d): of f^2 x~ and f^2 (x - x~) */
+    double *sum_x, *sum_diff; /* (d): of f^2 x~ and f^2 (x - x~), with PATH_D; else 0 */
     double weight;     /* sum of f^2 */
     int64_t n;         /* tokens */
     enum quant_sinks sinks;
@@ -39,12 +38,12 @@ void stats_release(struct stats *s);
 /* Gives back dx or t. */
 void stats_drop_path(struct stats *s);
 uint64_t stats_bytes(int64_t d, enum stats_path path, int64_t n_out);
-/* One sequence of n tokens: xq, xf (n, d); rq, rf (n, to.n_out); xf, rq, rf may be NULL where the path kind does not ask for them. */
+/* One sequence of n tokens: xq, xf (n, d); rq, rf (n, to.n_out); xf, rq, rf may be NULL where the path does not ask for them. */
 int stats_add(struct stats *s, const float *xq, const float *xf, const float *rq, const float *rf,
               int64_t n, struct err *e);
 /* Symmetric H, and the factor 2/n. NaN is reported as ERR_NUMERIC. */
 int stats_finish(struct stats *s, const char *name, struct err *e);
-/* As if x~ had been x~ + mu throughout (mu (d)); before stats_finish. */
+/* As if x~ had been x~ + mu throughout (mu (d)); with PATH_D, before stats_finish. */
 void stats_shift(struct stats *s, const float *mu);
 
 /* f of each of n rows of x (n, d): 1, or for a row whose norm exceeds SINK_RATIO times the median of the

@@ -163,15 +163,8 @@ void qmat_set_codes(struct qmat *q, int64_t row, const uint8_t *codes)
 void qmat_get_codes(const struct qmat *q, int64_t row, uint8_t *codes)
 {
     const uint32_t *w = q->codes + row * q->row_words;
-    uint32_t mask = (1u << q->bits) - 1;
-    for (int64_t j = 0; j < q->n_in; j++) {
-        int64_t bit = j * q->bits;
-        int shift = (int)(bit & 31);
-        uint32_t v = w[bit >> 5] >> shift;
-        if (shift + q->bits > 32)
-            v |= w[(bit >> 5) + 1] << (32 - shift);
-        codes[j] = (uint8_t)(v & mask);
-    }
+    for (int64_t j = 0; j < q->n_in; j++)
+        codes[j] = (uint8_t)code_at(w, j, q->bits);
 }
 
 /* Group g's value of every code of up to 4 bits, or of none. */
@@ -198,11 +191,7 @@ static inline __attribute__((always_inline)) void row_by_words(const struct qmat
             values_init(&v, q, row, i * 32 / q->group, bits);
 #pragma GCC unroll 32
         for (int j = 0; j < 32; j++) {
-            int at = j * bits / 32, shift = j * bits % 32;
-            uint32_t c = w[at] >> shift;
-            if (shift + bits > 32)
-                c |= w[at + 1] << (32 - shift);
-            c &= (1u << bits) - 1;
+            uint32_t c = code_at(w, j, bits);
             dst[j] = bits <= 4 ? v.of[c] : v.s * (float)((int)c - v.z);
         }
     }
@@ -213,7 +202,6 @@ void qmat_row_f32(const struct qmat *q, int64_t row, float *dst)
     const uint32_t *w = q->codes + row * q->row_words;
     const uint16_t *scale = q->scale + row * q->n_groups;
     const uint8_t *zero = q->zero + row * q->n_groups;
-    uint32_t mask = (1u << q->bits) - 1;
     int64_t whole = q->g_idx || q->group % 32 ? 0 : q->n_in / 32;
     switch (q->bits) { /* constants: each its own code */
     case 2: row_by_words(q, row, whole, 2, dst); break;
@@ -223,12 +211,8 @@ void qmat_row_f32(const struct qmat *q, int64_t row, float *dst)
     default: whole = 0;
     }
     for (int64_t j = whole * 32; j < q->n_in; j++) {
-        int64_t g = q->g_idx ? q->g_idx[j] : j / q->group, bit = j * q->bits;
-        int shift = (int)(bit & 31);
-        uint32_t v = w[bit >> 5] >> shift;
-        if (shift + q->bits > 32)
-            v |= w[(bit >> 5) + 1] << (32 - shift);
-        dst[j] = half_to_f32(scale[g]) * (float)((int)(v & mask) - zero[g]);
+        int64_t g = q->g_idx ? q->g_idx[j] : j / q->group;
+        dst[j] = half_to_f32(scale[g]) * (float)((int)code_at(w, j, q->bits) - zero[g]);
     }
 }
 

@@ -64,6 +64,17 @@ struct qmat {
 /* Allocates the arrays in a, cleared. */
 int qmat_init(struct qmat *q, struct arena *a, int64_t n_out, int64_t n_in, int bits, int group,
               bool sym, struct err *e);
+/* The j-th code of a dense LSB-first bit stream. */
+static inline uint32_t code_at(const uint32_t *words, int64_t j, int bits)
+{
+    const uint32_t *w = words + (j * bits >> 5);
+    int shift = (int)(j * bits & 31);
+    uint32_t v = w[0] >> shift;
+    if (shift + bits > 32)
+        v |= w[1] << (32 - shift);
+    return v & ((1u << bits) - 1);
+}
+
 void qmat_set_codes(struct qmat *q, int64_t row, const uint8_t *codes); /* n_in codes of one row */
 void qmat_get_codes(const struct qmat *q, int64_t row, uint8_t *codes);
 void qmat_row_f32(const struct qmat *q, int64_t row, float *dst); /* n_in floats */
