@@ -108,6 +108,20 @@ static void gemm_isa(const char *isa)
             gemm_case(isa, t & 1, t >> 1, size[s][0], size[s][1], size[s][2], s, s % 2 ? -0.5 : 1.0, s % 3 ? 0.75 : 0.0);
 }
 
+/* The one with a kernel of its own: full and part rows, more than one depth. */
+static void narrow_isa(const char *isa)
+{
+    static const int64_t size[][2] = { { 1, 1 }, { 12, 128 }, { 101, 300 } };
+    for (int s = 0; s < 3; s++)
+        gemm_case(isa, 1, 0, size[s][0], 32, size[s][1], s, s ? -0.5 : 1.0, 1.0);
+}
+
+static void test_narrow(void **state)
+{
+    (void)state;
+    each_isa(narrow_isa);
+}
+
 static void test_gemm(void **state)
 {
     (void)state;
@@ -377,7 +391,7 @@ static void test_generic_digest(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gemm),     cmocka_unit_test(test_syrk),    cmocka_unit_test(test_cholesky),
+        cmocka_unit_test(test_gemm), cmocka_unit_test(test_narrow),     cmocka_unit_test(test_syrk),    cmocka_unit_test(test_cholesky),
         cmocka_unit_test(test_pivot),    cmocka_unit_test(test_invert),  cmocka_unit_test(test_solve),
         cmocka_unit_test(test_threads),  cmocka_unit_test(test_generic_digest),
     };

@@ -29,6 +29,8 @@ void la_sgemm_tile(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, fl
         kernels->sgemm(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
     else if (backend_plain())
         plain_sgemm(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    else if (trans_a && !trans_b && n == NARROW && beta == 1)
+        kernels->narrow(m, k, alpha, a, lda, b, ldb, c, ldc);
     else
         cblas_sgemm(CblasRowMajor, trans(trans_a), trans(trans_b), (int)m, (int)n, (int)k, alpha, a, (int)lda,
                     b, (int)ldb, beta, c, (int)ldc);

@@ -164,7 +164,7 @@ static int closed_form_weighted(struct alternation *alt, double *change, struct 
     float *s = alt->s;
     for (int k = 0; k < alt->n; k++)
         most = alt->in[k].n_out > most ? alt->in[k].n_out : most;
-    float *a = mem_alloc((size_t)(d * d), sizeof *a), *wh = mem_alloc((size_t)(most * d), sizeof *wh);
+    float *a = mem_zalloc((size_t)(d * d), sizeof *a), *wh = mem_alloc((size_t)(most * d), sizeof *wh);
     double *vec = mem_zalloc((size_t)(7 * d), sizeof *vec), mean = 0;
     if (!a || !wh || !vec) {
         mem_free(a);
@@ -173,7 +173,8 @@ static int closed_form_weighted(struct alternation *alt, double *change, struct 
         return err_nomem(e, "dual scales", (size_t)(d * d) * sizeof *a);
     }
     double *b = vec, *add = vec + d, *x = vec + 2 * d;
-    la_sgemm(1, 0, d, d, alt->rows, 1, v, d, v, d, 0, a, d);
+    la_syrk_add(alt->rows, d, 1, v, d, a);
+    la_symmetrize(d, a);
     for (int k = 0; k < alt->n; k++) {
         la_sgemm(0, 0, alt->in[k].n_out, d, d, 1, alt->in[k].w, d, h, d, 0, wh, d);
         for (int64_t i = 0; i < alt->in[k].n_out; i++, v += d)

@@ -261,7 +261,8 @@ static double tile_residual(const struct solve_job *job, int64_t row0, struct ti
         for (int r = 0; r < TILE_R; r++)
             st->t[j * TILE_R + r] -= g->s[r] * ((float)st->codes[j * TILE_R + r] - g->z[r]) - g->b[r];
     }
-    la_sgemm_tile(0, 0, d, TILE_R, d, 1, job->hs, d, st->t, TILE_R, 0, p, TILE_R);
+    memset(p, 0, (size_t)(d * TILE_R) * sizeof *p);
+    la_sgemm_tile(1, 0, d, TILE_R, d, 1, job->hs, d, st->t, TILE_R, 1, p, TILE_R); /* H^T, the same, as the other products have it */
     for (int64_t j = 0; j < d; j++)
         for (int64_t r = 0; r < rows; r++)
             sum += (double)st->t[j * TILE_R + r] * p[j * TILE_R + r];
@@ -534,6 +535,7 @@ int solve(const struct solve_in *in, const struct quant_options *o, struct tenso
 /* ---- errors --------------------------------------------------------------- */
 
 #define ERR_ROWS 64
+#define ERR_COLS 512 /* the triangle of H left of its diagonal is as fine as these */
 
 struct error_job {
     const float *w, *col_scale, *h;
@@ -543,13 +545,37 @@ struct error_job {
     atomic_int failed;
 };
 
+/* tr(X H X^T), x (n, d), H symmetric: what is below its diagonal counts twice, and nothing above is looked at. y: scratch (n, ERR_COLS) */
+static double quadratic_form(const float *x, const float *h, int64_t n, int64_t d, float *y)
+{
+    double sum = 0;
+    for (int64_t j0 = 0; j0 < d; j0 += ERR_COLS) {
+        int64_t cols = d - j0 < ERR_COLS ? d - j0 : ERR_COLS, j1 = j0 + cols;
+        la_sgemm_tile(0, 0, n, cols, cols, 0.5f, x + j0, d, h + j0 * d + j0, d, 0, y, cols);
+        if (j1 < d)
+            la_sgemm_tile(0, 0, n, cols, d - j1, 1, x + j1, d, h + j1 * d + j0, d, 1, y, cols);
+        for (int64_t r = 0; r < n; r++)
+            for (int64_t j = 0; j < cols; j++)
+                sum += 2.0 * (double)x[r * d + j0 + j] * y[r * cols + j];
+    }
+    return sum;
+}
+
+static double squares(const float *x, int64_t n)
+{
+    double sum = 0;
+    for (int64_t k = 0; k < n; k++)
+        sum += (double)x[k] * x[k];
+    return sum;
+}
+
 static void error_item(void *ctx, size_t i, int worker)
 {
     (void)worker;
     struct error_job *j = ctx;
     int64_t d = j->n_in, row0 = (int64_t)i * ERR_ROWS;
     int64_t n = j->n_out - row0 < ERR_ROWS ? j->n_out - row0 : ERR_ROWS;
-    float *x = mem_alloc((size_t)(2 * n * d), sizeof *x), *y = x ? x + n * d : NULL;
+    float *x = mem_alloc((size_t)(n * (d + ERR_COLS)), sizeof *x);
     if (!x) {
         atomic_store(&j->failed, 1);
         return;
@@ -565,14 +591,7 @@ static void error_item(void *ctx, size_t i, int worker)
         for (int64_t c = 0; c < d; c++)
             xr[c] = w[c] - (j->col_scale ? xr[c] * j->col_scale[c] : xr[c]);
     }
-    if (j->h)
-        la_sgemm_tile(0, 0, n, d, d, 1, x, d, j->h, d, 0, y, d);
-    else
-        y = x;
-    double sum = 0;
-    for (int64_t k = 0; k < n * d; k++)
-        sum += (double)x[k] * y[k];
-    j->part[i] = sum;
+    j->part[i] = j->h ? quadratic_form(x, j->h, n, d, x + n * d) : squares(x, n * d);
     mem_free(x);
 }
 

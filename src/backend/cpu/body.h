@@ -425,6 +425,8 @@ static void bf16_row(const void *row, float *dst, int64_t n)
     }
 }
 
+#include "backend/cpu/narrow.h"
+
 #define TABLE_(isa) cpu_kernels_##isa
 #define TABLE(isa) TABLE_(isa)
 #define NAME_(isa) #isa
@@ -432,5 +434,5 @@ static void bf16_row(const void *row, float *dst, int64_t n)
 
 const struct cpu_kernels TABLE(KERNELS_ISA) = {
     NAME(KERNELS_ISA), dots, weighted_sum, rmsnorm, rope_angles, rope, silu_mul, add,
-    exp_inplace, softmax, sum_exp, kl_sum, find_bad, find_value, f16_row, bf16_row, KERNELS_SGEMM,
+    exp_inplace, softmax, sum_exp, kl_sum, find_bad, find_value, f16_row, bf16_row, narrow, KERNELS_SGEMM,
 };

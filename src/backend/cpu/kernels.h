@@ -16,6 +16,8 @@
 typedef void sgemm_fn(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda, const float *b,
                       int64_t ldb, float beta, float *c, int64_t ldc);
 
+#define NARROW 32 /* columns of the product that has its own kernel, the rows of the quantizer's tiles */
+
 struct cpu_kernels {
     const char *name;
     /* out[i] = sum_j x[j] * w[i*ldw + j], i < rows, j < n */
@@ -41,6 +43,8 @@ struct cpu_kernels {
     /* Bit-equal to dtype_f16_to_f32 and dtype_bf16_to_f32; row need not be aligned. */
     void (*f16_row)(const void *row, float *dst, int64_t n);
     void (*bf16_row)(const void *row, float *dst, int64_t n);
+    /* C (m, NARROW) += alpha A^T B, A (k, m), B (k, NARROW) */
+    void (*narrow)(int64_t m, int64_t k, float alpha, const float *a, int64_t lda, const float *b, int64_t ldb, float *c, int64_t ldc);
     sgemm_fn *sgemm; /* NULL: BLAS does it */
 };
 
