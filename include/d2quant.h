@@ -96,6 +96,7 @@ typedef struct d2q_quantize_options {
     int tune;             /* passes over the calibration text that tune scales and norms; D2Q_DEFAULT */
     double tune_lr;       /* size of its steps at the start, of the logarithm of a scale; D2Q_DEFAULT */
     double damp;          /* share of the mean diagonal; D2Q_DEFAULT */
+    double shrink;        /* of the Hessian towards its diagonal, times inputs / tokens; D2Q_DEFAULT, 0: none */
     const char *on_failure; /* "stop", "rtn", "keep" */
     const char *calib;    /* text or JSONL file, or "self": text that the model generates itself */
     int64_t nsamples, seqlen; /* 128 sequences of 2048 tokens */

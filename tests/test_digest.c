@@ -25,11 +25,11 @@ static const struct {
     { "qwen2", "gptq", "default", GRID_sym, 4, 0, 0, "885768a89329ea224483e86e3468db8799fd16e5e2eed6f69a0c8d06d4cd0429" },
     { "llama", "gptaq", "default", GRID_asym, 2, 0, 0, "8f7984a24a391d9e2a71345993f3fb0084138622d9b17822f5d87813c4bdd2a1" },
     { "llama", "boa", "default", GRID_asym, 2, 0, 0, "2cbaa7c1b60640b0e3157ccd0a87e4326325452b473a4f722f304a420eda733f" },
-    { "llama", "d2quant", "default", GRID_asym, 2, 0, 0, "f510289d84e5fc369564d8c56bdd43038799ab95f73d70ca2a42634cd7def970" },
-    { "qwen3", "d2quant", "default", GRID_q2_0, 2, 0, 0, "837b00f4b06baecaef65d295072db6123cf74d015de839b8a349f7096288d4f1" },
+    { "llama", "d2quant", "default", GRID_asym, 2, 0, 0, "ddcfe6439594fb59a6641221cd20febac314017b7e3be53eb0a213bde4858ff1" },
+    { "qwen3", "d2quant", "default", GRID_q2_0, 2, 0, 0, "a266d4d0b74b96eabaf3bdb02c304da59f39a1eeb1a91e3531b1f4bdf88a8ce6" },
     { "llama", "d2quant", "paper", GRID_asym, 3, 0, 0, "dc43f8c5e820d2b8a98bfaeb964b72d999db86dcda79cd5f1e8403dc83d66ef5" },
-    { "llama", "d2quant", "default", GRID_q2_k, 2, 1, 0, "5f31d2ada04f8f491180b125b79e8c6da19790d0e189bcfec663781485cf8d4d" },
-    { "llama.gguf", "d2quant", "default", GRID_asym, 2, 0, 1, "b7f630b1abc6edba23e79fe8f2f24c667a34ceb318b2a598878178245cdb3613" },
+    { "llama", "d2quant", "default", GRID_q2_k, 2, 1, 0, "d8e62f3485b9a3997dfcd6faa55969eb117b36b1df60c8c3309a7a3e6ea137d4" },
+    { "llama.gguf", "d2quant", "default", GRID_asym, 2, 0, 1, "9ae267da6c2597925e90cb282aa459884893ea018db73480bf202e70a890828f" },
 };
 
 static void add(struct sha256_ctx *c, const void *p, size_t n)

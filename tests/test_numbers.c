@@ -310,7 +310,7 @@ static void test_few_tokens(void **state)
                 struct run_of r;
                 begin(&r, method_table[method].name);
                 if (!damped)
-                    r.o.damp = r.o.prop_damp = 0;
+                    r.o.damp = r.o.prop_damp = r.o.shrink = 0;
                 go(&r, 1, n);
                 assert_int_equal(assert_sound(&r), 0);
                 assert_true(r.warnings > 0 || !method_table[method].needs_calib);

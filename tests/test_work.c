@@ -15,7 +15,7 @@
 #include "scratch.h"
 
 #define MODELS "tests/fixtures/models/"
-#define OPTIONS_SIZE 128 /* of struct quant_options without keep */
+#define OPTIONS_SIZE 136 /* of struct quant_options without keep */
 
 static struct model *open_model(const char *path)
 {

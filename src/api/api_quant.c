@@ -16,7 +16,7 @@ void d2q_quantize_options_init(d2q_quantize_options *o)
 {
     *o = (d2q_quantize_options){
         .method = "d2quant", .recipe = "default", .bits = 2, .group = 128, .grid = "asym", .dsq = D2Q_DEFAULT, .dsq_norms = D2Q_DEFAULT,
-        .dac = D2Q_DEFAULT, .alpha = D2Q_DEFAULT, .beta = D2Q_DEFAULT, .sweeps = D2Q_DEFAULT, .tune = D2Q_DEFAULT, .tune_lr = D2Q_DEFAULT, .damp = D2Q_DEFAULT,
+        .dac = D2Q_DEFAULT, .alpha = D2Q_DEFAULT, .beta = D2Q_DEFAULT, .sweeps = D2Q_DEFAULT, .tune = D2Q_DEFAULT, .tune_lr = D2Q_DEFAULT, .damp = D2Q_DEFAULT, .shrink = D2Q_DEFAULT,
         .rotate = "off", .on_failure = "stop", .calib = "self", .nsamples = 128, .seqlen = 2048,
     };
 }
@@ -93,6 +93,7 @@ int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, s
     o->tune = in->tune < 0 ? o->tune : in->tune;
     o->tune_lr = in->tune_lr < 0 ? o->tune_lr : in->tune_lr;
     o->damp = in->damp < 0 ? o->damp : in->damp;
+    o->shrink = in->shrink < 0 ? o->shrink : in->shrink;
     return quant_options_check(o, e);
 }
 
@@ -105,6 +106,7 @@ static json_t *options_json(const d2q_quantize_options *in, const struct quant_o
     json_object_update_new(j, json_pack("{sssfsbsbsbsfsfsisI}", "grid", grid_table[o->grid].name, "damp", o->damp, "dsq", o->dsq, "dsq_norms", o->dsq_norms,
                                         "dac", o->dac, "alpha", o->alpha, "beta", o->beta, "sweeps", o->sweeps, "seed",
                                         (json_int_t)in->seed));
+    json_object_set_new(j, "shrink", json_real(o->shrink));
     json_object_set_new(j, "rotate", json_string(in->rotate));
     json_object_set_new(j, "tune", json_integer(o->tune));
     json_object_set_new(j, "tune_lr", json_real(o->tune_lr));

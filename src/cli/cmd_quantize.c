@@ -55,6 +55,7 @@ const struct opt cmd_quantize_opts[] = {
     { "tune", 0, OPT_INT, AT(q.tune), "N", NULL, 0, 1000, "passes that tune scales and norms towards the float model", "the recipe's" },
     { "tune-lr", 0, OPT_NUM, AT(q.tune_lr), "X", NULL, 0, 0.1, "size of the tuning's first steps", "0.001" },
     { "damp", 0, OPT_NUM, AT(q.damp), "X", NULL, 0, 1, "added to the Hessian, as a share of its mean diagonal", "0.01" },
+    { "shrink", 0, OPT_NUM, AT(q.shrink), "X", NULL, 0, 1000, "of the Hessian towards its diagonal, times inputs per token", "the recipe's" },
     { "sinks", 0, OPT_STR, AT(q.sinks), NULL, "keep|skip|clip", 0, 0, "tokens with massive activations", "the method's" },
     { "on-failure", 0, OPT_STR, AT(q.on_failure), NULL, "stop|rtn|keep", 0, 0, "when a matrix cannot be solved", NULL },
     { "calib", 0, OPT_STR, AT(q.calib), "FILE|self", NULL, 0, 0, "text, JSONL, or text the model makes up", NULL },

@@ -450,6 +450,8 @@ int block_solve(struct block *b, enum role first, int n, struct stats *st, struc
     if (st)
         failed = !stats_finish(st, b->fq->lin[first].w.name, &why) ? 0 : why.code == ERR_NUMERIC ? 1 : -1;
     st = failed ? NULL : st; /* of no use then, not even to judge by */
+    if (st)
+        stats_shrink(st, r->o->shrink);
     if (st && r->o->method != METHOD_rtn)
         failed = prepare(b, first, n, st, &s, &why);
     if (failed < 0)

@@ -33,6 +33,7 @@ int quant_options_init(struct quant_options *o, const char *method, const char *
     if (id != METHOD_d2quant)
         return 0;
     o->dsq = true;
+    o->shrink = paper ? 0 : 2;
     o->dac = paper; /* measured neutral beside propagated error, and few formats carry it */
     o->dac_accept = !paper;
     o->dsq_init = paper ? DSQ_ONES : DSQ_ACTIVATION;
@@ -61,6 +62,8 @@ int quant_options_check(const struct quant_options *o, struct err *e)
         return err_set(e, ERR_USAGE, "zero_min: expected 0 or 1, found %d", o->zero_min);
     if (o->damp < 0 || o->damp > 1 || o->prop_damp < 0)
         return err_set(e, ERR_USAGE, "damp: expected a share between 0 and 1, found %g", o->damp);
+    if (!(o->shrink >= 0 && o->shrink <= 1000))
+        return err_set(e, ERR_USAGE, "shrink: expected a number between 0 and 1000, found %g", o->shrink);
     if (!(o->alpha >= 0 && o->alpha <= 2 && o->beta >= 0 && o->beta <= 2))
         return err_set(e, ERR_USAGE, "propagate: expected two numbers between 0 and 2, found %g,%g",
                        o->alpha, o->beta);

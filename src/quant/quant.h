@@ -72,6 +72,7 @@ struct quant_options {
     enum quant_search search;
     int sweeps;       /* coordinate-descent sweeps after the solve */
     double damp;      /* share of the mean diagonal of H */
+    double shrink;    /* of H towards its diagonal, times inputs / tokens (stats_shrink); 0: none */
     enum quant_sinks sinks;
     enum dsq_init dsq_init;
     bool dsq_weighted; /* H-weighted closed form for s^c, else the plain one */

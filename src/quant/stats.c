@@ -165,6 +165,13 @@ int stats_add(struct stats *s, const float *xq, const float *xf, const float *rq
     return ok ? 0 : err_nomem(e, "calibration statistics", (size_t)(n * (2 * d + m)) * sizeof *k.x);
 }
 
+void stats_shrink(struct stats *s, double c)
+{
+    float grow = (float)(1 + c * (double)s->d / (double)(s->n ? s->n : 1));
+    for (int64_t i = 0; i < s->d; i++)
+        s->h[i * s->d + i] *= grow;
+}
+
 void stats_shift(struct stats *s, const float *mu)
 {
     int64_t d = s->d;

@@ -43,6 +43,9 @@ int stats_add(struct stats *s, const float *xq, const float *xf, const float *rq
               int64_t n, struct err *e);
 /* Symmetric H, and the factor 2/n. NaN is reported as ERR_NUMERIC. */
 int stats_finish(struct stats *s, const char *name, struct err *e);
+/* After stats_finish: H towards its diagonal, which grows by the share c d / n: what so few tokens say of pairs of inputs is in good part
+ * luck, the more so the more inputs there are for each token, and the solver's feedback would follow it. */
+void stats_shrink(struct stats *s, double c);
 /* As if x~ had been x~ + mu throughout (mu (d)); with PATH_D, before stats_finish. */
 void stats_shift(struct stats *s, const float *mu);
 

@@ -103,7 +103,7 @@ static json_t *options_json(const struct quant_options *o)
     j = json_pack("{sssssisisisbsbsbsb}", "method", method_table[o->method].name, "grid", grid_table[o->grid].name, "bits", o->bits,
                   "group", o->group, "zero_min", o->zero_min, "dsq", o->dsq, "dsq_norms", o->dsq_norms, "dac", o->dac,
                   "dac_accept", o->dac_accept);
-    json_object_update_new(j, json_pack("{sfsfsfsisisisfsi}", "alpha", o->alpha, "beta", o->beta, "prop_damp", o->prop_damp,
+    json_object_update_new(j, json_pack("{sfsfsfsfsisisisfsi}", "alpha", o->alpha, "beta", o->beta, "prop_damp", o->prop_damp, "shrink", o->shrink,
                                         "order", (int)o->order, "search", (int)o->search, "sweeps", o->sweeps, "damp", o->damp,
                                         "sinks", (int)o->sinks));
     json_object_set_new(j, "rotate", json_boolean(o->rotate));
