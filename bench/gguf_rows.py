@@ -5,7 +5,7 @@ With --pure every matrix has the type named, embeddings and head stay as the sou
 llama-quantize makes of a type by itself; "at the size of" is d2q's --target-size, free in every type."""
 import os, pathlib, re, sys, time
 
-from rowlib import DATA, ROOT, ROWS, SCRATCH, anywhere, d2q_json, load, model_of, run, save, svg
+from rowlib import DATA, ROOT, ROWS, SCRATCH, anywhere, d2q_json, load, model_of, portable, run, save, stale, svg
 
 SET = "qwen-gguf"
 TITLE = "Qwen2.5-Coder-1.5B-Instruct as GGUF files"
@@ -49,7 +49,7 @@ def once(name, make):
 
 
 def quantized(maker, args, model, out):
-    """The command that wrote `out`, and the seconds it took."""
+    """The command that wrote `out`, the seconds it took, d2q's options."""
     calib = DATA / "wikitext2_raw_train_head.txt"
     if maker == "d2q":
         if args.startswith("lq-"):
@@ -57,14 +57,14 @@ def quantized(maker, args, model, out):
             args = f"--target-size {target['bytes']}"
         command = ["quantize", model, "-o", out, *args.split(), "--calib", calib, "--nsamples", 16, "--seqlen", 1024, "--work", "off"]
         start = time.time()
-        d2q_json(*command)
-        return ["d2q", *command], time.time() - start
+        q = d2q_json(*command)
+        return ["d2q", *command], time.time() - start, portable(q["options"], model, out)
     flt = once("qwen-f16.gguf", lambda f: llama("llama-quantize", "--allow-requantize", *TABLES, model, f, "F16"))
     imatrix = once("qwen-imatrix.gguf", lambda f: llama("llama-imatrix", "-m", model, "-f", calib, "-o", f, "-c", 512, "--chunks", 32, *how()))
     command = ["--allow-requantize", "--imatrix", imatrix, *(["--pure", *TABLES] if maker == "pure" else []), flt, out, args]
     start = time.time()
     llama("llama-quantize", *command, len(os.sched_getaffinity(0)))
-    return ["llama-quantize", *command], time.time() - start
+    return ["llama-quantize", *command], time.time() - start, {}
 
 
 def judged(path, model):
@@ -82,8 +82,9 @@ def judged(path, model):
 def compute(name):
     _, maker, args = NAMES[name]
     model, out = model_of("qwen"), SCRATCH / f"{SET}-{name}.gguf"
-    command, seconds = quantized(maker, args, model, out)
-    row = dict(row=f"{SET}/{name}", command=anywhere(" ".join(map(str, command)), model, out), bytes=os.path.getsize(out), seconds=seconds, **judged(out, model))
+    command, seconds, options = quantized(maker, args, model, out)
+    row = dict(row=f"{SET}/{name}", command=anywhere(" ".join(map(str, command)), model, out), bytes=os.path.getsize(out), seconds=seconds, options=options,
+               **judged(out, model))
     save(ROWS / SET / f"{name}.json", row)
     out.unlink()
     print(f"{SET}/{name}: {row['bytes']} bytes, ppl {row['ppl']:.3f}, KL {row['kl']:.4f}, {seconds:.0f} s", flush=True)
@@ -99,6 +100,6 @@ def write():
     svg([(r["bytes"] / 1e6, r["kl"], label) for label, r in rows], ROOT / f"doc/accuracy-{SET}.svg")
     if not rows:
         return ""
-    lines = [f"| {label} | {r['bytes']:,} | {r['ppl']:.2f} | {r['kl']:.4f} ± {r['kl_err']:.4f} | {100 * r['top1']:.1f} % | {r['seconds']:.0f} |" for label, r in rows]
+    lines = [f"| {label}{' †' if stale(r) else ''} | {r['bytes']:,} | {r['ppl']:.2f} | {r['kl']:.4f} ± {r['kl_err']:.4f} | {100 * r['top1']:.1f} % | {r['seconds']:.0f} |" for label, r in rows]
     return "\n".join([f"**{TITLE}** (float: perplexity {rows[0][1]['float_ppl']:.2f})", "", "| | bytes | WikiText-2 | KL | top-1 | s |",
                       "| --- " + "| ---: " * 5 + "|", *lines, ""])

@@ -28,6 +28,16 @@ def anywhere(command, model, out):
     return text
 
 
+def portable(options, model, out):
+    return {**options, **({"calib": anywhere(options["calib"], model, out)} if "calib" in options else {})}
+
+
+def stale(row):
+    """Made by D²Quant before it had shrinkage, 2026-11-28: as if by --shrink 0, to be made again."""
+    options = (row or {}).get("options", {})
+    return options.get("method") == "d2quant" and options.get("recipe") == "default" and "shrink" not in options
+
+
 def model_of(s):
     if s == "qwen":
         path = os.environ.get("D2Q_QWEN")
