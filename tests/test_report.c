@@ -292,29 +292,29 @@ static int replace_nth(json_t *o, int *n, const json_t *with)
 static void test_wrong_types(void **state)
 {
     json_t *const with[] = { json_null(), json_string("x"), json_real(-1e308), json_real(1e308), json_integer(0), json_array(), json_object() };
-    int made = 0, refused = 0;
+    enum { TYPES = sizeof with / sizeof *with };
+    int made = 0, refused = 0, there = 1;
     (void)state;
-    for (int nth = 0;; nth++) {
-        json_t *run = json_loads(run_json, 0, NULL);
-        int n = nth;
-        int there = replace_nth(run, &n, with[nth % (int)(sizeof with / sizeof *with)]);
-        if (there && report_kind(run) == REPORT_QUANTIZE) {
-            struct text t = { 0 };
-            struct err e;
-            json_t *list = json_pack("[O]", run);
-            assert_int_equal(report_page(list, &t, &e), 0);
-            expect_well_formed(t.p);
-            json_decref(list);
-            text_release(&t);
-            made++;
-        } else if (there) {
-            refused++;
+    for (int nth = 0; there; nth++)
+        for (int type = 0; type < TYPES; type++) {
+            json_t *run = json_loads(run_json, 0, NULL);
+            int n = nth;
+            there = replace_nth(run, &n, with[type]);
+            if (there && report_kind(run) == REPORT_QUANTIZE) {
+                struct text t = { 0 };
+                struct err e;
+                json_t *list = json_pack("[O]", run);
+                assert_int_equal(report_page(list, &t, &e), 0);
+                expect_well_formed(t.p);
+                json_decref(list);
+                text_release(&t);
+                made++;
+            } else if (there) {
+                refused++;
+            }
+            json_decref(run);
         }
-        json_decref(run);
-        if (!there)
-            break;
-    }
-    assert_true(made > 400 && refused == 1 + 1 + 1); /* "options", "tensors", "blocks" */
+    assert_true(made > 400 * TYPES && refused == 3 * (TYPES - 1)); /* "options", "tensors", "blocks": all but their own type */
     for (size_t i = 0; i < sizeof with / sizeof *with; i++)
         json_decref(with[i]);
 }
