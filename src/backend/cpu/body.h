@@ -1,4 +1,4 @@
-/* body: the code of one struct cpu_kernels; KERNELS_ISA and KERNELS_SGEMM are defined by the including file.
+/* body: the code of one struct cpu_kernels; KERNELS_ISA, KERNELS_SGEMM and narrow.h's sizes are defined by the including file.
  *
  * Written with GCC's vector types of 16 floats, which the compiler lowers to whatever the flags
  * allow (4 SSE, 2 AVX or 1 AVX-512 register), so all ISAs run the same operations in the same

@@ -1,19 +1,10 @@
 /* narrow: C (m, NARROW) += alpha A^T B, the quantizer's product: all inputs' errors of a tile of rows fed to the inputs after them.
  *
  * BLAS copies its operands into packed panels first, and with NARROW columns that copying costs as much as the arithmetic. Here nothing
- * is packed: ROWS of C stay in registers, one column of A is broadcast from a row as it lies, and DEPTH rows of B stay in the first
- * cache. The rows of A are as many streams as DEPTH, more than a prefetcher follows, so the lines AHEAD are asked for. */
+ * is packed: NARROW_ROWS rows of C stay in registers, one column of A is broadcast from a row as it lies, and DEPTH rows of B stay in the first
+ * cache. The rows of A are as many streams as DEPTH, more than a prefetcher follows, so the lines AHEAD are asked for. The including file
+ * says what fills its registers: vectors of NARROW_LANES floats, two of them for each of NARROW_ROWS rows. */
 
-#if defined(__AVX512F__)
-#define NARROW_LANES 16
-#define ROWS 12
-#elif defined(__AVX__)
-#define NARROW_LANES 8
-#define ROWS 6
-#else
-#define NARROW_LANES 4
-#define ROWS 12
-#endif
 #define DEPTH 128
 #define AHEAD 64 /* floats */
 
@@ -37,7 +28,7 @@ INLINE void add_n(float *c, vn x)
 INLINE void narrow_rows(int rows, int64_t k, float alpha, const float *a, int64_t lda, const float *b, int64_t ldb, float *c, int64_t ldc)
 {
     for (int c0 = 0; c0 < NARROW; c0 += 2 * NARROW_LANES) {
-        vn x[ROWS], y[ROWS];
+        vn x[NARROW_ROWS], y[NARROW_ROWS];
         for (int i = 0; i < rows; i++)
             x[i] = y[i] = (vn){ 0 };
         for (int64_t l = 0; l < k; l++) {
@@ -61,8 +52,8 @@ static void narrow(int64_t m, int64_t k, float alpha, const float *a, int64_t ld
 {
     for (int64_t l = 0; l < k; l += DEPTH, a += DEPTH * lda, b += DEPTH * ldb) {
         int64_t depth = k - l < DEPTH ? k - l : DEPTH, i = 0;
-        for (; i + ROWS <= m; i += ROWS)
-            narrow_rows(ROWS, depth, alpha, a + i, lda, b, ldb, c + i * ldc, ldc);
+        for (; i + NARROW_ROWS <= m; i += NARROW_ROWS)
+            narrow_rows(NARROW_ROWS, depth, alpha, a + i, lda, b, ldb, c + i * ldc, ldc);
         for (; i < m; i++)
             narrow_rows(1, depth, alpha, a + i, lda, b, ldb, c + i * ldc, ldc);
     }
