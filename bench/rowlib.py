@@ -34,7 +34,7 @@ def portable(options, model, out):
 
 def stale(row):
     """Made by D²Quant before it had shrinkage, 2026-11-28: as if by --shrink 0, to be made again."""
-    options = (row or {}).get("options", {})
+    options = row.get("options", {})
     return options.get("method") == "d2quant" and options.get("recipe") == "default" and "shrink" not in options
 
 

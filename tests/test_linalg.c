@@ -391,9 +391,9 @@ static void test_generic_digest(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_gemm), cmocka_unit_test(test_narrow),     cmocka_unit_test(test_syrk),    cmocka_unit_test(test_cholesky),
-        cmocka_unit_test(test_pivot),    cmocka_unit_test(test_invert),  cmocka_unit_test(test_solve),
-        cmocka_unit_test(test_threads),  cmocka_unit_test(test_generic_digest),
+        cmocka_unit_test(test_gemm),     cmocka_unit_test(test_narrow),  cmocka_unit_test(test_syrk),
+        cmocka_unit_test(test_cholesky), cmocka_unit_test(test_pivot),   cmocka_unit_test(test_invert),
+        cmocka_unit_test(test_solve),    cmocka_unit_test(test_threads), cmocka_unit_test(test_generic_digest),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -530,7 +530,6 @@ static void test_propagate(void **state)
     mem_free(xq); mem_free(xf); mem_free(w); mem_free(rq); mem_free(rf); mem_free(out); mem_free(map);
 }
 
-/* Shifting the sums by mu equals having added mu to every token. */
 /* Two tokens for each of d independent inputs: what correlation there seems to be is luck. Only the diagonal changes, and codes solved
  * by what is left of the luck are better on all other text (H = diag): the error of the scales alone is what they come near. */
 static void test_stats_shrink(void **state)
@@ -566,6 +565,7 @@ static void test_stats_shrink(void **state)
     assert_true(error[1] < 0.9 * error[0] && error[2] < error[1]);
 }
 
+/* Shifting the sums by mu equals having added mu to every token. */
 static void test_stats_shift(void **state)
 {
     (void)state;

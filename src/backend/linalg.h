@@ -15,7 +15,7 @@ void la_sgemm(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float a
               int64_t lda, const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 void la_dgemm(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, double alpha, const double *a,
               int64_t lda, const double *b, int64_t ldb, double beta, double *c, int64_t ldc);
-/* The same on one thread, for use inside a par_for item: one BLAS call (or plain loops). */
+/* The same on one thread, for use inside a par_for item: one call of BLAS or of a kernel of our own (or plain loops). */
 void la_sgemm_tile(int trans_a, int trans_b, int64_t m, int64_t n, int64_t k, float alpha,
                    const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c,
                    int64_t ldc);

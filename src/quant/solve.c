@@ -608,5 +608,5 @@ int solve_error(const float *w, const struct tensor *v, const float *col_scale, 
     for (size_t i = 0; i < items; i++)
         *err += j.part[i];
     mem_free(j.part);
-    return atomic_load(&j.failed) ? err_nomem(e, "error of a matrix", (size_t)n_in * ERR_ROWS * 8) : 0;
+    return atomic_load(&j.failed) ? err_nomem(e, "error of a matrix", (size_t)(n_in + ERR_COLS) * ERR_ROWS * sizeof(float)) : 0;
 }
