@@ -5,7 +5,7 @@ With --pure every matrix has the type named, embeddings and head stay as the sou
 llama-quantize makes of a type by itself; "at the size of" is d2q's --target-size, free in every type."""
 import os, pathlib, re, sys, time
 
-from rowlib import DATA, ROOT, ROWS, SCRATCH, anywhere, d2q_json, load, model_of, portable, run, save, stale, svg
+from rowlib import DATA, ROOT, ROWS, SCRATCH, anywhere, finished, load, model_of, portable, quantized, run, save, stale, svg
 
 SET = "qwen-gguf"
 TITLE = "Qwen2.5-Coder-1.5B-Instruct as GGUF files"
@@ -48,7 +48,7 @@ def once(name, make):
     return path
 
 
-def quantized(maker, args, model, out):
+def written(maker, args, model, out):
     """The command that wrote `out`, the seconds it took, d2q's options."""
     calib = DATA / "wikitext2_raw_train_head.txt"
     if maker == "d2q":
@@ -56,9 +56,8 @@ def quantized(maker, args, model, out):
             target = load(f"{SET}/{args}") or sys.exit(f"{SET}/{args} comes first: its size is the target")
             args = f"--target-size {target['bytes']}"
         command = ["quantize", model, "-o", out, *args.split(), "--calib", calib, "--nsamples", 16, "--seqlen", 1024, "--work", "off"]
-        start = time.time()
-        q = d2q_json(*command)
-        return ["d2q", *command], time.time() - start, portable(q["options"], model, out)
+        q = quantized(command, out)
+        return ["d2q", *command], q["seconds"], portable(q["options"], model, out)
     flt = once("qwen-f16.gguf", lambda f: llama("llama-quantize", "--allow-requantize", *TABLES, model, f, "F16"))
     imatrix = once("qwen-imatrix.gguf", lambda f: llama("llama-imatrix", "-m", model, "-f", calib, "-o", f, "-c", 512, "--chunks", 32, *how()))
     command = ["--allow-requantize", "--imatrix", imatrix, *(["--pure", *TABLES] if maker == "pure" else []), flt, out, args]
@@ -82,11 +81,11 @@ def judged(path, model):
 def compute(name):
     _, maker, args = NAMES[name]
     model, out = model_of("qwen"), SCRATCH / f"{SET}-{name}.gguf"
-    command, seconds, options = quantized(maker, args, model, out)
+    command, seconds, options = written(maker, args, model, out)
     row = dict(row=f"{SET}/{name}", command=anywhere(" ".join(map(str, command)), model, out), bytes=os.path.getsize(out), seconds=seconds, options=options,
                **judged(out, model))
     save(ROWS / SET / f"{name}.json", row)
-    out.unlink()
+    finished(out)
     print(f"{SET}/{name}: {row['bytes']} bytes, ppl {row['ppl']:.3f}, KL {row['kl']:.4f}, {seconds:.0f} s", flush=True)
 
 

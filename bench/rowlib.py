@@ -1,5 +1,5 @@
 """What bench/accuracy and bench/gguf_rows.py share: where things lie, calls of d2q, rows kept as JSON, the plot."""
-import json, math, os, pathlib, subprocess, sys
+import hashlib, json, math, os, pathlib, shutil, subprocess, sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = pathlib.Path(os.environ.get("D2Q_DATA", ROOT / "../shared/data")).resolve()
@@ -18,6 +18,23 @@ def run(args, both=False, **kw):
 
 def d2q_json(*args):
     return json.loads(run([D2Q, *map(str, args), "--json", "-q"]))
+
+
+def quantized(command, out):
+    """d2q's JSON of a `quantize` that writes `out`. Kept beside it until finished(out), so that a run cut off while judging needs no second one."""
+    kept = out.with_name(out.name + ".run.json")
+    shown = " ".join(map(str, [hashlib.sha256(pathlib.Path(D2Q).read_bytes()).hexdigest(), *command]))
+    run_before = json.loads(kept.read_text()) if kept.exists() and out.exists() else {}
+    if run_before.get("command") != shown:
+        finished(out)
+        save(kept, dict(command=shown, result=d2q_json(*command)))
+    return json.loads(kept.read_text())["result"]
+
+
+def finished(out):
+    """Removes a quantized model and what quantized() noted of it."""
+    shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
+    out.with_name(out.name + ".run.json").unlink(missing_ok=True)
 
 
 def anywhere(command, model, out):
