@@ -5,7 +5,7 @@ With --pure every matrix has the type named, embeddings and head stay as the sou
 llama-quantize makes of a type by itself; "at the size of" is d2q's --target-size, free in every type."""
 import os, pathlib, re, sys, time
 
-from rowlib import DATA, ROOT, ROWS, SCRATCH, anywhere, finished, load, model_of, portable, quantized, run, save, stale, svg
+from rowlib import DATA, ROOT, ROWS, SCRATCH, anywhere, finished, load, marked, model_of, portable, quantized, run, save, svg
 
 SET = "qwen-gguf"
 TITLE = "Qwen2.5-Coder-1.5B-Instruct as GGUF files"
@@ -99,6 +99,6 @@ def write():
     svg([(r["bytes"] / 1e6, r["kl"], label) for label, r in rows], ROOT / f"doc/accuracy-{SET}.svg")
     if not rows:
         return ""
-    lines = [f"| {label}{' †' if stale(r) else ''} | {r['bytes']:,} | {r['ppl']:.2f} | {r['kl']:.4f} ± {r['kl_err']:.4f} | {100 * r['top1']:.1f} % | {r['seconds']:.0f} |" for label, r in rows]
+    lines = [f"| {marked(label, r)} | {r['bytes']:,} | {r['ppl']:.2f} | {r['kl']:.4f} ± {r['kl_err']:.4f} | {100 * r['top1']:.1f} % | {r['seconds']:.0f} |" for label, r in rows]
     return "\n".join([f"**{TITLE}** (float: perplexity {rows[0][1]['float_ppl']:.2f})", "", "| | bytes | WikiText-2 | KL | top-1 | s |",
                       "| --- " + "| ---: " * 5 + "|", *lines, ""])

@@ -55,6 +55,10 @@ def stale(row):
     return options.get("method") == "d2quant" and options.get("recipe") == "default" and "shrink" not in options
 
 
+def marked(label, row):
+    return label + (" †" if stale(row) else "")
+
+
 def model_of(s):
     if s == "qwen":
         path = os.environ.get("D2Q_QWEN")
@@ -92,7 +96,7 @@ def svg(points, path):
                    f'<text x="{left - 6}" y="{py(y) + 4:.0f}" text-anchor="end">{10 ** y:.2f}</text>')
     for x, y, name in points:
         hue = names.index(name) * 360 / len(names)
-        out.append(f'<circle cx="{px(x):.1f}" cy="{py(math.log10(y)):.1f}" r="5" fill="hsl({hue:.0f},70%,45%)"><title>{name}: {x:.1f} MB, '
+        out.append(f'<circle cx="{px(x):.1f}" cy="{py(math.log10(y)):.1f}" r="5" fill="hsl({hue:.0f},70%,45%)"><title>{name.replace("*", "")}: {x:.1f} MB, '
                    f'KL {y:.4f}</title></circle>')
     for i, name in enumerate(names):
         out.append(f'<circle cx="{w - 205}" cy="{top + 12 + 17 * i}" r="5" fill="hsl({i * 360 / len(names):.0f},70%,45%)"/>'
