@@ -88,7 +88,8 @@ typedef struct d2q_quantize_options {
     int dsq, dac;         /* 0, 1 or D2Q_DEFAULT */
     int dsq_norms;        /* DSQ of q,k,v and gate,up too; 0, 1 or D2Q_DEFAULT: the recipe's, where dsq is on */
     double alpha, beta;   /* propagated error; D2Q_DEFAULT, 0: off */
-    const char *rotate;   /* "off", or "hadamard": residual stream and heads rotated first; unties the head */
+    const char *rotate;   /* "hadamard": residual stream and heads rotated first, which unties the head; "off"; "auto": the default recipe rotates
+                           * where that takes no bytes, with a head of its own and tables written as floats (kept_f32 0 or 1) */
     const char *order;    /* "none", "act"; NULL: the method's default, also below */
     const char *search;   /* "minmax", "mse", "hessian" */
     const char *sinks;    /* "keep", "skip", "clip" */

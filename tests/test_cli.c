@@ -19,6 +19,7 @@
 #include "scratch.h"
 
 #define LLAMA "tests/fixtures/models/llama"
+#define TIED "tests/fixtures/models/llama3"
 #define TEXT "tests/fixtures/models/text.txt"
 #define SMALL " --group 32 --nsamples 4 --seqlen 48 --calib " TEXT " "
 
@@ -303,7 +304,7 @@ static void test_formats(void **state)
 static void test_gguf(void **state)
 {
     static const char *const paths[] = { "one.gguf", "some/model.gguf", "some/hf", "some/gptq" };
-    static const char grid[] = SMALL "--bits 3 --grid sym --json";
+    static const char grid[] = SMALL "--bits 3 --grid sym --rotate off --json"; /* as a lone GGUF file is */
     double ppl[4];
     (void)state;
     json_t *j = json_of(d2q("quantize " LLAMA " -o %s/one.gguf%s", dir, grid), quantize_keys);
@@ -405,6 +406,29 @@ static void test_dry_run(void **state)
     assert_false(file_exists(scratch_path(dir, "dry")));
     expect_status(d2q("quantize " LLAMA " --dry-run"), 0);
     expect_text(last.out, "plan: 14 matrices");
+}
+
+/* The default recipe rotates where that takes no bytes; --rotate decides otherwise. */
+static void test_rotate_auto(void **state)
+{
+    static const struct {
+        const char *model, *out, *args, *expected;
+    } runs[] = {
+        { LLAMA, "r", "", "hadamard" },
+        { TIED, "r", "", "off" },                             /* the file would grow by a head */
+        { LLAMA, "r.gguf", "--bits 2 --grid sym", "off" },    /* tables stay as the source has them */
+        { LLAMA, "r", "--format gptq --format gguf --bits 2 --grid sym", "hadamard" },
+        { LLAMA, "r", "--recipe paper --drop-corrections", "off" },
+        { LLAMA, "r", "--method gptq", "off" },
+        { LLAMA, "r", "--rotate off", "off" },
+        { TIED, "r", "--rotate hadamard", "hadamard" },
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        json_t *j = json_of(d2q("quantize %s -o %s/%s --dry-run --json" SMALL "%s", runs[i].model, dir, runs[i].out, runs[i].args), NULL);
+        assert_string_equal(json_string_value(json_object_get(json_object_get(j, "options"), "rotate")), runs[i].expected);
+        json_decref(j);
+    }
 }
 
 static void test_threads(void **state)
@@ -652,6 +676,7 @@ int main(void)
         cmocka_unit_test(test_convert),
         cmocka_unit_test(test_card_and_loads),
         cmocka_unit_test(test_dry_run),
+        cmocka_unit_test(test_rotate_auto),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_calib),
         cmocka_unit_test(test_quiet),

@@ -25,8 +25,8 @@ struct reporter {
     void *ud;
 };
 int api_log(void *ud, enum log_kind kind, const char *text, double done, double total);
-/* The public options as the quantizer's. */
-int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, struct err *e);
+/* The public options as the quantizer's, for m. */
+int api_quant_options(const d2q_quantize_options *in, const struct model *m, struct quant_options *o, struct err *e);
 /* Is all calibration text to be the model's own? */
 bool api_only_self(const d2q_quantize_options *in);
 /* Views of the blocks' matrices as they are now, n_layer * ROLE_COUNT (mem_free); NULL with *e. */

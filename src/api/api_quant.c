@@ -17,7 +17,7 @@ void d2q_quantize_options_init(d2q_quantize_options *o)
     *o = (d2q_quantize_options){
         .method = "d2quant", .recipe = "default", .bits = 2, .group = 128, .grid = "asym", .dsq = D2Q_DEFAULT, .dsq_norms = D2Q_DEFAULT,
         .dac = D2Q_DEFAULT, .alpha = D2Q_DEFAULT, .beta = D2Q_DEFAULT, .sweeps = D2Q_DEFAULT, .tune = D2Q_DEFAULT, .tune_lr = D2Q_DEFAULT, .damp = D2Q_DEFAULT, .shrink = D2Q_DEFAULT,
-        .rotate = "off", .on_failure = "stop", .calib = "self", .nsamples = 128, .seqlen = 2048,
+        .rotate = "auto", .on_failure = "stop", .calib = "self", .nsamples = 128, .seqlen = 2048,
     };
 }
 
@@ -44,11 +44,18 @@ static int64_t self_sequences(const d2q_quantize_options *in)
     return api_only_self(in) ? in->nsamples : in->self_samples;
 }
 
-int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, struct err *e)
+/* Does the default recipe rotate this model? Where that takes no bytes: the head is a matrix of its own, and it and the embeddings are
+ * written as floats in any case. */
+static bool rotates(const d2q_quantize_options *in, const struct model *m, const struct quant_options *o)
+{
+    return o->method == METHOD_d2quant && strcmp(in->recipe, "paper") && !m->hp.tied && !o->kept_packed;
+}
+
+int api_quant_options(const d2q_quantize_options *in, const struct model *m, struct quant_options *o, struct err *e)
 {
     static const char *const orders[] = { "none", "act", NULL },
                       *const searches[] = { "minmax", "mse", "hessian", NULL }, *const sinks[] = { "keep", "skip", "clip", NULL },
-                      *const rotations[] = { "off", "hadamard", NULL }, *const failures[] = { "stop", "rtn", "keep", NULL };
+                      *const rotations[] = { "auto", "off", "hadamard", NULL }, *const failures[] = { "stop", "rtn", "keep", NULL };
     int k;
     if (quant_options_init(o, in->method, in->recipe, e))
         return -1;
@@ -80,7 +87,7 @@ int api_quant_options(const d2q_quantize_options *in, struct quant_options *o, s
     o->spill = in->spill && in->work;
     if ((k = choose("rotate", in->rotate, rotations, e)) < 0)
         return -1;
-    o->rotate = k == 1;
+    o->rotate = k == 2 || (k == 0 && rotates(in, m, o));
     if (in->self_samples < 0 || (in->self_samples && api_only_self(in)))
         return err_set(e, ERR_USAGE, "self-samples: expected a number of sequences beside a text's (calib); with text of the model's own alone "
                        "it is nsamples");
@@ -107,7 +114,7 @@ static json_t *options_json(const d2q_quantize_options *in, const struct quant_o
                                         "dac", o->dac, "alpha", o->alpha, "beta", o->beta, "sweeps", o->sweeps, "seed",
                                         (json_int_t)in->seed));
     json_object_set_new(j, "shrink", json_real(o->shrink));
-    json_object_set_new(j, "rotate", json_string(in->rotate));
+    json_object_set_new(j, "rotate", json_string(o->rotate ? "hadamard" : "off"));
     json_object_set_new(j, "tune", json_integer(o->tune));
     json_object_set_new(j, "tune_lr", json_real(o->tune_lr));
     json_t *keep = json_array();
@@ -184,7 +191,7 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
     int64_t tokens = 0, longest = 0, packed = 0;
     double t0 = log_now(), params = 0;
     uint64_t base = mem_peak_rss(); /* program, libraries, tokenizer: what is there already */
-    if (api_quant_options(in, &o, &e) || api_histogram_check(m, in->histogram, &e) ||
+    if (api_quant_options(in, m, &o, &e) || api_histogram_check(m, in->histogram, &e) ||
         (method_table[o.method].needs_calib && plan_calib(m, in, &tokens, &longest, &e)))
         return api_fail(err, &e);
     quant_plan(m, &o, tokens, longest, &p);
@@ -342,7 +349,7 @@ int d2q_quantize(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q
     struct reporter rep = { in->log, in->log_ud };
     struct log log = { api_log, &rep };
     double t0 = log_now();
-    int rc = api_quant_options(in, &o, &e) || api_histogram_check(dm->m, in->histogram, &e);
+    int rc = api_quant_options(in, dm->m, &o, &e) || api_histogram_check(dm->m, in->histogram, &e);
     struct work work = { .lock = -1 };
     rc = rc || prepare(dm->m, in, &o, &log, &work, &c, &e);
     struct tensor *floats = rc ? NULL : api_matrices(dm->m, &e); /* as they are before */
@@ -402,7 +409,7 @@ int d2q_export_check(d2q_model *dm, const char *format, const d2q_quantize_optio
     struct export_options o = { .drop_corrections = in && in->drop_corrections, .as_llama = in && in->as_llama };
     struct export_plan plan;
     struct arena a;
-    if (q && api_quant_options(q, &qo, &e))
+    if (q && api_quant_options(q, dm->m, &qo, &e))
         return api_fail(err, &e);
     arena_init(&a);
     int rc = (q && plan_export(dm->m, &qo, &a, &plan, &e)) || export_check(dm->m, format, &o, q ? &plan : NULL, &e);

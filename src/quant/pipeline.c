@@ -572,16 +572,21 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
     arena_init(&r.arena);
     if (quant_options_check(o, e))
         return -1;
+    if (method_table[o->method].needs_calib && (!calib || calib->n < 1))
+        return err_set(e, ERR_USAGE, "method %s needs calibration text", method_table[o->method].name);
+    if (work && o->spill) {
+        arena_spill(&r.arena, work->dir);
+        arena_spill(&m->arena, work->dir); /* until the end of this function */
+    }
     if (o->rotate && rotator_init(&r.rot, m, o->kept == DT_F16 || o->kept_packed ? DT_F16 : DT_F32, ROTATE_SEED, e)) {
         rotator_release(&r.rot);
+        arena_spill(&m->arena, NULL);
         return -1;
     }
     r.embd = m->tok_embd;
     r.float_head = m->lm_head;
     r.float_norm = m->out_norm;
     if (method_table[o->method].needs_calib) {
-        if (!calib || calib->n < 1)
-            return err_set(e, ERR_USAGE, "method %s needs calibration text", method_table[o->method].name);
         r.calib = calib;
         r.use_float = quant_float_path(o);
         /* Tuning is judged by the last eighth, which must not have been fitted to: on text that was, divergence is a third of that on other. */
@@ -590,10 +595,6 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
     }
     res->tensors = arena_zalloc(&res->arena, (size_t)(hp->n_layer * ROLE_COUNT), sizeof *res->tensors);
     res->blocks = arena_zalloc(&res->arena, (size_t)hp->n_layer, sizeof *res->blocks);
-    if (work && o->spill) {
-        arena_spill(&r.arena, work->dir);
-        arena_spill(&m->arena, work->dir); /* until the end of this function */
-    }
     int rc = res->tensors && res->blocks ? check_weights(m, e) : err_nomem(e, "results", 0);
     if (!rc && o->kept == DT_F16)
         rc = round_kept(m, o, e);
