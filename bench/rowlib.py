@@ -50,9 +50,10 @@ def portable(options, model, out):
 
 
 def stale(row):
-    """Made by D²Quant before it had shrinkage, 2026-11-28: as if by --shrink 0, to be made again."""
+    """Made by an older default recipe, to be made again: before shrinkage (as if by --shrink 0), or the 1.5B model's before it was rotated."""
     options = row.get("options", {})
-    return options.get("method") == "d2quant" and options.get("recipe") == "default" and "shrink" not in options
+    unrotated = row["row"].startswith("qwen/") and options.get("rotate") == "off" and "--rotate" not in row["command"]
+    return options.get("method") == "d2quant" and options.get("recipe") == "default" and ("shrink" not in options or unrotated)
 
 
 def marked(label, row):
