@@ -24,11 +24,12 @@ def quantized(command, out):
     """d2q's JSON of a `quantize` that writes `out`. Kept beside it until finished(out), so that a run cut off while judging needs no second one."""
     kept = out.with_name(out.name + ".run.json")
     shown = " ".join(map(str, [hashlib.sha256(pathlib.Path(D2Q).read_bytes()).hexdigest(), *command]))
-    run_before = json.loads(kept.read_text()) if kept.exists() and out.exists() else {}
-    if run_before.get("command") != shown:
-        finished(out)
-        save(kept, dict(command=shown, result=d2q_json(*command)))
-    return json.loads(kept.read_text())["result"]
+    if kept.exists() and out.exists() and (before := json.loads(kept.read_text()))["command"] == shown:
+        return before["result"]
+    finished(out)
+    q = d2q_json(*command)
+    save(kept, dict(command=shown, result=q))
+    return q
 
 
 def finished(out):

@@ -578,11 +578,7 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
         arena_spill(&r.arena, work->dir);
         arena_spill(&m->arena, work->dir); /* until the end of this function */
     }
-    if (o->rotate && rotator_init(&r.rot, m, o->kept == DT_F16 || o->kept_packed ? DT_F16 : DT_F32, ROTATE_SEED, e)) {
-        rotator_release(&r.rot);
-        arena_spill(&m->arena, NULL);
-        return -1;
-    }
+    int rc = o->rotate ? rotator_init(&r.rot, m, o->kept == DT_F16 || o->kept_packed ? DT_F16 : DT_F32, ROTATE_SEED, e) : 0;
     r.embd = m->tok_embd;
     r.float_head = m->lm_head;
     r.float_norm = m->out_norm;
@@ -595,7 +591,8 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
     }
     res->tensors = arena_zalloc(&res->arena, (size_t)(hp->n_layer * ROLE_COUNT), sizeof *res->tensors);
     res->blocks = arena_zalloc(&res->arena, (size_t)hp->n_layer, sizeof *res->blocks);
-    int rc = res->tensors && res->blocks ? check_weights(m, e) : err_nomem(e, "results", 0);
+    if (!rc)
+        rc = res->tensors && res->blocks ? check_weights(m, e) : err_nomem(e, "results", 0);
     if (!rc && o->kept == DT_F16)
         rc = round_kept(m, o, e);
     else if (!rc && (o->kept_packed || o->n_keep))
