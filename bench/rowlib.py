@@ -33,9 +33,10 @@ def quantized(command, out):
 
 
 def finished(out):
-    """Removes a quantized model and what quantized() noted of it."""
+    """Removes a quantized model, a GGUF file's model card and what quantized() noted of it."""
     shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
-    out.with_name(out.name + ".run.json").unlink(missing_ok=True)
+    for beside in (out.with_suffix(".md"), out.with_name(out.name + ".run.json")):
+        beside.unlink(missing_ok=True)
 
 
 def anywhere(command, model, out):
