@@ -408,6 +408,28 @@ static void test_dry_run(void **state)
     expect_text(last.out, "plan: 14 matrices");
 }
 
+/* What is allowed and hardly meant is said. */
+static void test_plan_notes(void **state)
+{
+    static const struct {
+        const char *args, *note;
+    } runs[] = {
+        { "-o x.gguf --bits 3 --group 32", "they take 4.50 bits a weight there instead of 3.59" },
+        { "-o x.gguf --bits 2 --group 64 --grid signfree", NULL },
+        { "-o x --bits 2 --grid portable", "note: 2 bits: a symmetric grid (portable)" },
+        { "-o x --bits 3 --grid sym", NULL },
+        { "-o x --bits 2", NULL },
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        expect_status(d2q("quantize " LLAMA " --method rtn --dry-run %s", runs[i].args), 0);
+        if (runs[i].note)
+            expect_text(last.out, runs[i].note);
+        else
+            assert_null(strstr(last.out, "note:"));
+    }
+}
+
 /* The default recipe rotates where that takes no bytes; --rotate decides otherwise. */
 static void test_rotate_auto(void **state)
 {
@@ -676,6 +698,7 @@ int main(void)
         cmocka_unit_test(test_convert),
         cmocka_unit_test(test_card_and_loads),
         cmocka_unit_test(test_dry_run),
+        cmocka_unit_test(test_plan_notes),
         cmocka_unit_test(test_rotate_auto),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_calib),

@@ -40,7 +40,7 @@ const struct opt cmd_quantize_opts[] = {
     { "bits", 0, OPT_INT, AT(q.bits), NULL, "2|3|4", 2, 4, "bits of a code", NULL },
     { "group", 0, OPT_INT, AT(q.group), "N", NULL, 0, 1 << 24, "inputs that share a scale; 0: a whole row", "128" },
     { "grid", 0, OPT_STR, AT(q.grid), NULL, "@grids", 0, 0, "what values there are; a type of GGUF settles bits and group",
-      "asym; q2_k, q3_k, q4_k for one GGUF file, portable for GGUF beside others" },
+      "asym; without --group q2_k, q3_k, q4_k for one GGUF file, portable for GGUF beside others" },
     { "keep", 0, OPT_STRS, AT(keep), "PATTERN=TYPE", NULL, 0, 0, "another grid, or f16, for these tensors (lm_head=q6_k)", NULL },
     { "target-size", 0, OPT_SIZE, AT(target_size), "SIZE", NULL, 0, 0, "choose GGUF types by what they cost, for a file of this size (480MiB)", NULL },
     { "target-bpw", 0, OPT_NUM, AT(target_bpw), "X", NULL, 0, 16, "the same for so many bits a weight", NULL },
@@ -90,14 +90,19 @@ static int ends_with(const char *s, const char *end)
 
 #define GROUP_UNSET (-1)
 
+static bool writes_gguf(const struct args *a)
+{
+    for (int i = 0; i < a->formats.n; i++)
+        if (!strcmp(a->formats.v[i], "gguf"))
+            return true;
+    return false;
+}
+
 /* For one GGUF file a type's own grid, for GGUF beside others the one that all of them hold exactly. */
 static const char *default_grid(const struct args *a)
 {
     static const char *const own[] = { "q2_k", "q3_k", "q4_k" };
-    bool gguf = false;
-    for (int i = 0; i < a->formats.n; i++)
-        gguf |= !strcmp(a->formats.v[i], "gguf");
-    if (!gguf || a->q.group != GROUP_UNSET)
+    if (!writes_gguf(a) || a->q.group != GROUP_UNSET)
         return "asym";
     return a->formats.n == 1 ? own[a->q.bits - 2] : a->q.bits < 4 ? "portable" : "sym";
 }
@@ -319,7 +324,20 @@ static void count_types(const json_t *tensors, char *out, size_t cap)
     json_decref(counts);
 }
 
-static void plan_line(const json_t *plan, FILE *f)
+/* What is allowed and hardly meant. */
+static void plan_notes(const json_t *plan, const struct args *a, FILE *f)
+{
+    const json_t *o = json_object_get(plan, "options");
+    const char *grid = show_str(o, "grid");
+    double bytes = show_num(plan, "quantized_bytes"), packed = show_num(plan, "gguf_bytes") - show_num(plan, "kept_bytes");
+    if (show_num(o, "bits") == 2 && (!strcmp(grid, "sym") || !strcmp(grid, "portable")))
+        fprintf(f, "note: 2 bits: a symmetric grid (%s) has the levels -2 to 1 and ruins most models; asym (gptq) and signfree (gguf) do not\n", grid);
+    if (writes_gguf(a) && packed > 1.25 * bytes)
+        fprintf(f, "note: GGUF has no type for these codes at their width: they take %.2f bits a weight there instead of %.2f (one .gguf without "
+                "--group and --grid: q2_k, q3_k, q4_k)\n", packed / bytes * show_num(plan, "bpw"), show_num(plan, "bpw"));
+}
+
+static void plan_line(const json_t *plan, const struct args *a, FILE *f)
 {
     char out[24], memory[24], time[24], types[256];
     count_types(json_object_get(plan, "tensors"), types, sizeof types);
@@ -334,14 +352,13 @@ static void plan_line(const json_t *plan, FILE *f)
         fprintf(f, "format %s\n", show_str(o, "format"));
         show_loads(json_object_get(o, "loads"), f);
     }
+    plan_notes(plan, a, f);
 }
 
 static int print_plan(const json_t *plan, const struct args *a)
 {
     const json_t *list = json_object_get(plan, "tensors"), *t;
-    bool gguf = false;
-    for (int k = 0; k < a->formats.n; k++)
-        gguf |= !strcmp(a->formats.v[k], "gguf");
+    bool gguf = writes_gguf(a);
     char free[24];
     size_t i;
     json_array_foreach(list, i, t)
@@ -351,7 +368,7 @@ static int print_plan(const json_t *plan, const struct args *a)
                (long long)json_integer_value(json_array_get(shape, 0)), (long long)json_integer_value(json_array_get(shape, 1)),
                gguf ? ", in GGUF " : "", gguf ? show_str(t, "gguf") : "");
     }
-    plan_line(plan, stdout);
+    plan_line(plan, a, stdout);
     show_bytes(show_num(plan, "disk_free_bytes"), free, sizeof free);
     printf("disk: %s free\n", free);
     return show_flush();
@@ -539,7 +556,7 @@ int cmd_quantize(const struct opt_spec *spec, int argc, char **argv)
         rc = a.c.json ? show_json(json_incref(plan)) : print_plan(plan, &a);
     } else if (plan) {
         if (!a.c.quiet)
-            plan_line(plan, stderr);
+            plan_line(plan, &a, stderr);
         rc = work(&a, m, plan, start);
     }
     json_decref(plan);
