@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds with warnings as errors and runs every test. Installs what is missing (as root, or says what to install).
-#   ./test.sh [NAME...]     only these tests (tests/test_NAME.c or .sh without its ending: test_cli.sh, test_blocks)
+#   ./test.sh [NAME...]     only these tests (test_cli of tests/test_cli.c, test_faults.sh of a script)
 # Ends with "N passed, N failed[, N skipped]"; exit status 0 only if none failed.
 set -eu
 cd "$(dirname "$0")"

@@ -22,6 +22,7 @@ NAMES = {
     "d2q-as-iq3_xxs": ("**D²Quant, types chosen at the size of IQ3_XXS**", "d2q", "lq-iq3_xxs"),
     "lq-mix-iq2_s": ("llama-quantize, mix IQ2_S", "mix", "IQ2_S"),
     "lq-mix-q2_k": ("llama-quantize, mix Q2_K", "mix", "Q2_K"),
+    "d2q-as-mix-q2_k": ("**D²Quant, types chosen at the size of the mix Q2_K**", "d2q", "lq-mix-q2_k"),
     "lq-mix-iq3_xxs": ("llama-quantize, mix IQ3_XXS", "mix", "IQ3_XXS"),
     "lq-mix-q3_k_m": ("llama-quantize, mix Q3_K_M", "mix", "Q3_K_M"),
 }

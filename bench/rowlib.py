@@ -63,10 +63,7 @@ def marked(label, row):
 
 
 def model_of(s):
-    if s == "qwen":
-        path = os.environ.get("D2Q_QWEN")
-        return path or sys.exit("set D2Q_QWEN=FILE.gguf (README: Qwen2.5-Coder-1.5B-Instruct)")
-    return run([ROOT / "tools/fetch-smollm2.sh"]).strip().splitlines()[-1]
+    return run([ROOT / f"tools/fetch-{s}.sh"]).strip().splitlines()[-1]
 
 
 def save(path, row):
