@@ -145,6 +145,8 @@ static void test_wrong_usage(void **state)
         { "quantize " LLAMA " -o x --format hf --format hf", "--format hf is given twice" },
         { "quantize " LLAMA " -o x --target-bpw 3", "name one .gguf file" },
         { "quantize " LLAMA " -o x.gguf --target-bpw 3 --target-size 1MB", "exclude each other" },
+        { "quantize " LLAMA " -o x.gguf --keep lm_head=sym", "lm_head: expected a type of GGUF" },
+        { "quantize " LLAMA " -o x --rotate tied", "--rotate: expected one of auto, off, hadamard" },
         { "quantize " LLAMA " -o x.gguf --method rtn --target-size 1KB --calib " TEXT, "vocabulary alone take" },
         { "quantize " LLAMA " -o x --propagate 0.5", "--propagate: expected off or two numbers" },
         { "quantize " LLAMA " -o x --tune 1 --tune-lr 0", "tune-lr: expected a number above 0" },
@@ -186,6 +188,8 @@ static void test_failures(void **state)
         { "quantize " LLAMA " -o x --calib /no/such/text -q", "/no/such/text" },
         { "quantize tests/fixtures/models/qwen2 -o x -q --dac on", "--dac off" },
         { "inspect " LLAMA " --tensor nothing", "nothing" },
+        { "quantize " LLAMA " -o x --keep lm_head=f32 -q", "format gptq: lm_head: floats are stored as f16" },
+        { "quantize " LLAMA " -o x --format ct --grid sym --group 32 --keep *.1.mlp.down_proj=bf16 -q", "floats are stored as f16" },
     };
     (void)state;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -345,6 +349,9 @@ static void test_convert(void **state)
     }
     expect_status(d2q("convert %s/conv/hf -o %s/no", dir, dir), 1);
     expect_text(last.err, "no quantized matrix");
+    expect_status(d2q("quantize %s/conv/gptq -o %s/no", dir, dir), 2);
+    expect_text(last.err, "already quantized");
+    expect_status(d2q("convert %s/conv/gptq -o %s/split.gguf", dir, dir), 0); /* would be taken for the parts that follow */
     j = json_of(d2q("convert %s/conv/gptq -o %s/split.gguf --shard-size 50KB --json", dir, dir), keys);
     assert_non_null(strstr(json_string_value(json_object_get(j, "path")), "/split-00001-of-0000"));
     json_t *s = json_of(d2q("eval %s --ppl " TEXT " --ctx 64 --json", json_string_value(json_object_get(j, "path"))), eval_keys);
@@ -406,6 +413,21 @@ static void test_dry_run(void **state)
     assert_false(file_exists(scratch_path(dir, "dry")));
     expect_status(d2q("quantize " LLAMA " --dry-run"), 0);
     expect_text(last.out, "plan: 14 matrices");
+}
+
+/* A size for the whole file, whichever name the tied head goes by and when it becomes a matrix of its own. */
+static void test_target_size_tied(void **state)
+{
+    static const char *const args[] = { "", "--keep lm_head=q8_0", "--keep model.embed_tokens=q8_0", "--rotate hadamard",
+                                        "--rotate hadamard --keep lm_head=q8_0" };
+    (void)state;
+    for (size_t i = 0; i < sizeof args / sizeof *args; i++) {
+        json_t *j = json_of(d2q("quantize " TIED " -o %s/tied.gguf --target-size 75000 --json --nsamples 4 --seqlen 48 --calib " TEXT " %s", dir, args[i]), NULL);
+        double bytes = number(j, "bytes");
+        if (!(bytes > 70000 && bytes <= 75000))
+            fail_msg("%s: %.0f bytes", args[i], bytes);
+        json_decref(j);
+    }
 }
 
 /* What is allowed and hardly meant is said. */
@@ -698,6 +720,7 @@ int main(void)
         cmocka_unit_test(test_convert),
         cmocka_unit_test(test_card_and_loads),
         cmocka_unit_test(test_dry_run),
+        cmocka_unit_test(test_target_size_tied),
         cmocka_unit_test(test_plan_notes),
         cmocka_unit_test(test_rotate_auto),
         cmocka_unit_test(test_threads),

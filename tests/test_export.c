@@ -493,7 +493,7 @@ static void folders_in_the_way(void **state)
     assert_int_equal(mkdir(out, 0700), 0);
     export_ok(m, "hf", out, NULL); /* empty: fine */
     export_ok(m, "hf", out, NULL); /* a model: replaced */
-    assert_int_equal(unlink(scratch_path(out, "config.json")), 0);
+    assert_int_equal(unlink(scratch_path(out, "checksums.json")), 0); /* anybody's */
     assert_int_equal(export_model(m, "hf", out, NULL, NULL, NULL, &e), -1);
     assert_non_null(strstr(e.msg, "it is not replaced"));
     assert_true(file_exists(scratch_path(out, "model.safetensors")));
@@ -501,6 +501,11 @@ static void folders_in_the_way(void **state)
     export_ok(m = open_model(MODELS "llama"), "hf", scratch_path(dir, "a"), NULL);
     model_free(m);
     m = open_model(scratch_path(dir, "a"));
+    assert_int_equal(export_model(m, "hf", scratch_path(dir, "a"), NULL, NULL, NULL, &e), -1);
+    assert_non_null(strstr(e.msg, "is read from"));
+    export_ok(m, "gguf", scratch_path(dir, "a/m.gguf"), NULL);
+    model_free(m);
+    m = open_model(scratch_path(dir, "a/m.gguf")); /* a file in the folder that would be replaced */
     assert_int_equal(export_model(m, "hf", scratch_path(dir, "a"), NULL, NULL, NULL, &e), -1);
     assert_non_null(strstr(e.msg, "is read from"));
     model_free(m);

@@ -106,7 +106,7 @@ rm -rf "$part"; mkdir "$part"; echo mine >"$part/out.gguf"
 quantize gguf --bits 3; [ $? -eq 1 ] && grep -q 'is no GGUF file' "$dir/log" && [ "$(cat "$part/out.gguf")" = mine ] && [ ! -e "$part/out.gguf.d2q-work" ]
 ok $? "a file of another kind is not replaced, and that is said before the work"
 mkdir "$part/out"; echo mine >"$part/out/x"
-quantize gptq --bits 3; [ $? -eq 1 ] && grep -q 'holds no model' "$dir/log" && [ ! -e "$part/out.d2q-work" ]
+quantize gptq --bits 3; [ $? -eq 1 ] && grep -q 'holds no model that d2q wrote' "$dir/log" && [ ! -e "$part/out.d2q-work" ]
 ok $? "nor a folder of other things"
 "$d2q" quantize "$dir/model" -o "$dir/none/out" --bits 3 --quiet --work off >/dev/null 2>"$dir/log"
 [ $? -eq 1 ] && grep -q 'No such file' "$dir/log"

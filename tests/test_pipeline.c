@@ -346,6 +346,19 @@ static void test_bad_numbers(void **state)
     assert_int_equal(quantize_model(m, &o, NULL, NULL, NULL, NULL, &res, &e), -1);
     assert_non_null(strstr(e.msg, "calibration"));
     quant_result_release(&res);
+    make_calib(&c, m, 4, 64);
+    int32_t id = c.ids[70];
+    c.ids[70] = (int32_t)m->hp.n_vocab; /* a tokenizer larger than the embedding */
+    assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), -1);
+    assert_non_null(strstr(e.msg, "at position 70: expected 0 to"));
+    quant_result_release(&res);
+    c.ids[70] = id;
+    assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), 0);
+    quant_result_release(&res);
+    assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), -1);
+    assert_non_null(strstr(e.msg, "already quantized"));
+    quant_result_release(&res);
+    calib_release(&c);
     model_free(m);
 }
 

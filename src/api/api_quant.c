@@ -101,7 +101,7 @@ int api_quant_options(const d2q_quantize_options *in, const struct model *m, str
     o->tune_lr = in->tune_lr < 0 ? o->tune_lr : in->tune_lr;
     o->damp = in->damp < 0 ? o->damp : in->damp;
     o->shrink = in->shrink < 0 ? o->shrink : in->shrink;
-    return quant_options_check(o, e);
+    return quant_options_check(o, e) || quant_check_model(m, o, e) ? -1 : 0;
 }
 
 static json_t *options_json(const d2q_quantize_options *in, const struct quant_options *o)
@@ -182,6 +182,13 @@ static json_t *gguf_type(const struct grid *g, const struct tensor *w, int64_t *
     return json_string(dtype_table[type].name);
 }
 
+/* What writing calibration text takes at its peak: the weights, which all stay, and the batch. */
+static uint64_t text_bytes(const struct model *m, const d2q_quantize_options *in, const struct quant_options *o)
+{
+    int64_t n = method_table[o->method].needs_calib ? self_sequences(in) : 0;
+    return n > 0 && in->seqlen > 0 ? m->ck->data_bytes + session_text_bytes(m, n, in->seqlen) : 0;
+}
+
 int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_error *err)
 {
     struct model *m = dm->m;
@@ -195,7 +202,9 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
         (method_table[o.method].needs_calib && plan_calib(m, in, &tokens, &longest, &e)))
         return api_fail(err, &e);
     quant_plan(m, &o, tokens, longest, &p);
-    p.peak_bytes += base;
+    uint64_t text = text_bytes(m, in, &o); /* gone before the rest begins */
+    text = text > p.peak_bytes ? text - p.peak_bytes : 0;
+    p.peak_bytes += base + text;
     json_t *root = json_object(), *list = json_array();
     for (int64_t i = 0; i < m->hp.n_layer; i++)
         for (int r = 0; r < ROLE_COUNT; r++) {
@@ -210,7 +219,7 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
                                                   (json_int_t)w->dim[1], "gguf", gguf_type(&g, w, &packed)));
         }
     static const char *const parts[MEM_COUNT] = { "source", "quantized", "kept", "block", "states", "forward", "stage", "tuning" };
-    json_t *memory = json_pack("{sI}", "program", (json_int_t)base);
+    json_t *memory = json_pack("{sIsI}", "program", (json_int_t)base, "text", (json_int_t)text);
     for (int i = 0; i < MEM_COUNT; i++)
         json_object_set_new(memory, parts[i], json_integer((json_int_t)p.memory[i]));
     json_object_set_new(root, "memory", memory);
@@ -221,7 +230,7 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
                                            "tensors", list));
     if (packed >= 0) /* else GGUF does not carry the grid */
         json_object_set_new(root, "gguf_bytes", json_integer((json_int_t)packed + (json_int_t)p.kept_bytes));
-    params += (double)tensor_count(&m->tok_embd) * (m->hp.tied ? 1 : 2);
+    params += (double)tensor_count(&m->tok_embd) * (m->hp.tied && !o.rotate ? 1 : 2);
     json_object_set_new(root, "work_bytes", json_integer((json_int_t)work_bytes(m, &o, tokens)));
     double rate = speed(m);
     json_object_set_new(root, "parameters", json_real(params));
@@ -297,6 +306,8 @@ static int prepare(struct model *m, const d2q_quantize_options *in, const struct
     if (file && calib_tokens(c) < in->nsamples * in->seqlen)
         log_warn(log, "calibration: %lld sequences, %lld tokens; %lld x %lld were asked for", (long long)c->n,
                  (long long)calib_tokens(c), (long long)in->nsamples, (long long)in->seqlen);
+    if (self && quant_check_weights(m, e)) /* before the text is written */
+        return -1;
     return self ? self_calib(m, in, in->work ? w : NULL, log, c, e) : 0;
 }
 
@@ -381,6 +392,12 @@ int d2q_work_remove(const char *work, d2q_error *err)
 
 /* ---- export ------------------------------------------------------------------------------- */
 
+/* Floats that f16 does not hold. */
+static bool is_wide(const struct grid *g)
+{
+    return g->kind == KIND_FLOAT && g->type != DT_F16;
+}
+
 /* What the quantizer is going to make of each matrix. */
 static int plan_export(const struct model *m, const struct quant_options *o, struct arena *a, struct export_plan *p, struct err *e)
 {
@@ -389,15 +406,20 @@ static int plan_export(const struct model *m, const struct quant_options *o, str
     struct export_matrix *lin = arena_alloc(a, (size_t)n, sizeof *lin);
     if (!lin)
         return err_nomem(e, "plan", (size_t)n * sizeof *lin);
+    *p = (struct export_plan){ .lin = lin, .mlp_bias = o->dac };
     for (int64_t i = 0; i < n; i++) {
         enum role r = (enum role)(i % ROLE_COUNT);
         int64_t n_in = role_cols(&m->hp, r);
         quant_grid(o, i / ROLE_COUNT, r, n_in, &g);
         lin[i] = (struct export_matrix){ g.type, { g.bits, g.group, g.zmin, g.zmax, g.super > 0, n_in } };
+        p->not_f16 = is_wide(&g) ? m->layers[i / ROLE_COUNT].lin[r].w.name : p->not_f16;
     }
-    *p = (struct export_plan){ .lin = lin, .mlp_bias = o->dac };
-    for (int i = 0; i < 2; i++)
-        p->embd_blocks |= quant_grid_kept(o, i ? "lm_head" : "model.embed_tokens", m->hp.n_embd, &g) && g.kind != KIND_FLOAT;
+    for (int i = 0; i < 2; i++) {
+        const char *name = i ? "lm_head" : "model.embed_tokens";
+        bool kept = quant_grid_kept(o, name, m->hp.n_embd, &g);
+        p->embd_blocks |= kept && g.kind != KIND_FLOAT;
+        p->not_f16 = kept && is_wide(&g) ? name : p->not_f16;
+    }
     return 0;
 }
 
@@ -455,6 +477,8 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
     struct export_options o = { .drop_corrections = in && in->drop_corrections, .as_llama = in && in->as_llama,
                                 .shard_bytes = in ? in->shard_bytes : 0 };
     uint64_t bytes = 0;
+    int files = 1;
+    o.files = &files;
     if (!exporter_by_name(format, &e))
         return api_fail(err, &e);
     json_t *meta = in && in->meta ? json_loads(in->meta, 0, NULL) : NULL, *loads = loads_list(dm->m, format, &o, NULL), *inputs = NULL;
@@ -472,7 +496,7 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
         return api_fail(err, &e);
     }
     char opens[4096];
-    if (export_opens(path, opens, sizeof opens))
+    if (export_opens(path, files, opens, sizeof opens))
         snprintf(opens, sizeof opens, "%s", path);
     return api_json(json_pack("{sssssIsoso*}", "format", format, "path", opens, "bytes", (json_int_t)bytes, "loads", loads, "inputs",
                               inputs), json, err);

@@ -158,13 +158,14 @@ static int check_report(const struct opt_spec *spec, const char *path)
     return access(dir, W_OK) ? opt_usage(spec->command, "--report %s: %s", path, strerror(errno)) : -1;
 }
 
-/* Bytes free where OUT will be: asked of it, or of the nearest folder above that exists. -1: not known. */
-static double disk_free(const char *out)
+/* The disk where OUT will be: that of it, or of the nearest folder above that exists. Bytes free there; -1: not known. */
+static double disk_free(const char *out, dev_t *disk)
 {
     char dir[4096];
     struct statvfs v;
+    struct stat st;
     snprintf(dir, sizeof dir, "%s", out && *out ? out : ".");
-    while (statvfs(dir, &v)) {
+    while (statvfs(dir, &v) || stat(dir, &st)) {
         char *slash = strrchr(dir, '/');
         if (!strcmp(dir, ".") || !strcmp(dir, "/"))
             return -1;
@@ -173,6 +174,7 @@ static double disk_free(const char *out)
         else
             slash[slash == dir] = '\0'; /* "/x" leaves "/" */
     }
+    *disk = st.st_dev;
     return (double)v.f_bavail * (double)v.f_frsize;
 }
 
@@ -196,11 +198,12 @@ static double work_room(const struct args *a, const json_t *plan)
 {
     if (!a->q.work)
         return 0;
-    double need = show_num(plan, "work_bytes") - dir_bytes(a->q.work), free = disk_free(a->q.work);
+    dev_t disk = 0, out_disk = 0;
+    double need = show_num(plan, "work_bytes") - dir_bytes(a->q.work), free = disk_free(a->q.work, &disk);
     need = need < 0 ? 0 : need;
-    if (!a->work)
+    if (free < 0 || (disk_free(a->out, &out_disk) >= 0 && disk == out_disk))
         return need;
-    if (a->dry_run || free < 0 || need <= free)
+    if (a->dry_run || need <= free)
         return 0;
     fprintf(stderr, "d2q: error: %s: the disk has %.0f bytes free, the work needs %.0f\n", a->q.work, free, need);
     return -1;
@@ -282,7 +285,8 @@ static json_t *make_plan(const struct opt_spec *spec, d2q_model *m, struct args 
     if (!plan || json_object_set_new(plan, "outputs", outputs))
         return NULL;
     int refused = ask_formats(m, a, outputs);
-    double free = disk_free(a->out), need = 0;
+    dev_t disk;
+    double free = disk_free(a->out, &disk), need = 0;
     for (int i = 0; i < a->formats.n; i++) /* hf holds every weight as F32 */
         need += !strcmp(a->formats.v[i], "hf")     ? 4 * show_num(plan, "parameters")
                 : !strcmp(a->formats.v[i], "gguf") ? show_num(plan, "gguf_bytes")

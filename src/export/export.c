@@ -177,10 +177,32 @@ static int write_generation_config(const struct model *m, const char *dir, struc
     return rc;
 }
 
-/* Replacing removes what was there, so it must look like what we write, and not be what we read. */
+static bool same_file(const char *path, const struct stat *a)
+{
+    struct stat b;
+    return !stat(path, &b) && a->st_dev == b.st_dev && a->st_ino == b.st_ino;
+}
+
+/* Is this file one that the model is read from, or the folder of one? */
+static bool is_source(const struct model *m, const struct stat *a)
+{
+    const struct checkpoint *ck = m->ck;
+    if (!ck)
+        return false;
+    bool found = same_file(ck->path, a);
+    for (int i = 0; i < ck->n_shards + ck->gguf.n_maps && !found; i++) {
+        const char *path = i < ck->n_shards ? ck->shards[i].map.path : ck->gguf.maps[i - ck->n_shards].path, *slash = strrchr(path, '/');
+        char dir[4096];
+        int n = snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+        found = same_file(path, a) || ((size_t)n < sizeof dir && same_file(dir, a));
+    }
+    return found;
+}
+
+/* Replacing removes what was there, so it must be what we write, and not what we read. */
 static int check_target(const struct model *m, const char *out_dir, struct err *e)
 {
-    struct stat a, b;
+    struct stat a;
     char path[4096];
     DIR *d = opendir(out_dir);
     if (!d)
@@ -190,12 +212,13 @@ static int check_target(const struct model *m, const char *out_dir, struct err *
     while ((ent = readdir(d)))
         n += strcmp(ent->d_name, ".") && strcmp(ent->d_name, "..");
     closedir(d);
-    if ((size_t)snprintf(path, sizeof path, "%s/config.json", out_dir) >= sizeof path)
+    if ((size_t)snprintf(path, sizeof path, "%s/" CHECKSUMS_FILE, out_dir) >= sizeof path)
         return err_set(e, ERR_USAGE, "%s: path is too long", out_dir);
-    if (n && !file_exists(path))
-        return err_set(e, ERR_USAGE, "%s: exists, is not empty and holds no model; it is not replaced", out_dir);
-    if (m->ck && !stat(out_dir, &a) && !stat(m->ck->path, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+    if (!stat(out_dir, &a) && is_source(m, &a))
         return err_set(e, ERR_USAGE, "%s: is the folder that the model is read from; it is not replaced", out_dir);
+    if (n && !file_exists(path))
+        return err_set(e, ERR_USAGE, "%s: exists, is not empty and holds no model that d2q wrote (no " CHECKSUMS_FILE "); it is not replaced",
+                       out_dir);
     return 0;
 }
 
@@ -225,6 +248,15 @@ static void warn_dropped(const struct model *m, const struct export_options *o, 
                  m->hp.family);
 }
 
+int export_needs_f16(const char *format, const struct export_plan *p, struct err *e)
+{
+    if (p && p->embd_blocks)
+        return err_set(e, ERR_UNSUPPORTED, "format %s: embeddings and head are stored as f16, not as blocks of a GGUF type", format);
+    if (p && p->not_f16)
+        return err_set(e, ERR_UNSUPPORTED, "format %s: %s: floats are stored as f16; --keep it in f16, or write format hf or gguf", format, p->not_f16);
+    return 0;
+}
+
 int export_check(const struct model *m, const char *format, const struct export_options *o,
                  const struct export_plan *plan, struct err *e)
 {
@@ -235,14 +267,14 @@ int export_check(const struct model *m, const char *format, const struct export_
 
 static int check_file(const struct model *m, const char *path, struct err *e)
 {
-    struct stat a, b;
+    struct stat a;
     char magic[4] = { 0 };
     if (stat(path, &a))
         return 0;
     if (!S_ISREG(a.st_mode))
         return err_set(e, ERR_USAGE, "%s: exists and is no file; it is not replaced", path);
-    if (m->ck && !stat(m->ck->path, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
-        return err_set(e, ERR_USAGE, "%s: is the file that the model is read from; it is not replaced", path);
+    if (is_source(m, &a))
+        return err_set(e, ERR_USAGE, "%s: is a file that the model is read from; it is not replaced", path);
     FILE *f = fopen(path, "rb");
     size_t n = f ? fread(magic, 1, sizeof magic, f) : 0;
     if (f)
@@ -264,10 +296,28 @@ static int count_parts(const char *tmp)
     return 0;
 }
 
-int export_opens(const char *path, char *out, size_t cap)
+/* Beside a file: NAME.md for NAME.gguf. */
+static int card_name(const char *path, char *out, size_t cap, struct err *e)
 {
-    int n = count_parts(path);
-    return gguf_part_name(path, 0, n > 0 ? n : 1, out, cap);
+    size_t n = strlen(path), end = n > 5 && !strcmp(path + n - 5, ".gguf") ? n - 5 : n;
+    return (size_t)snprintf(out, cap, "%.*s.md", (int)end, path) < cap ? 0 : err_set(e, ERR_USAGE, "%s: path is too long", path);
+}
+
+/* A card that is there must be one of ours (its tags say so). */
+static int check_card(const char *path, struct err *e)
+{
+    char text[512] = "";
+    FILE *f = fopen(path, "rb");
+    size_t n = f ? fread(text, 1, sizeof text - 1, f) : 0;
+    if (f)
+        fclose(f);
+    return !n || strstr(text, "- d2quant\n") ? 0
+                  : err_set(e, ERR_USAGE, "%s: exists and is no model card of d2q's; the file's card is not written over it", path);
+}
+
+int export_opens(const char *path, int files, char *out, size_t cap)
+{
+    return gguf_part_name(path, 0, files, out, cap);
 }
 
 int export_target(const struct model *m, const char *format, const char *path, struct err *e)
@@ -275,7 +325,8 @@ int export_target(const struct model *m, const char *format, const char *path, s
     const struct exporter *x = exporter_by_name(format, e);
     char parent[4096];
     size_t n = strlen(path);
-    if (!x || (x->file ? check_file : check_target)(m, path, e))
+    char card[4096];
+    if (!x || (x->file ? check_file : check_target)(m, path, e) || (x->file && (card_name(path, card, sizeof card, e) || check_card(card, e))))
         return -1;
     while (n > 1 && path[n - 1] == '/')
         n--;
@@ -284,13 +335,6 @@ int export_target(const struct model *m, const char *format, const char *path, s
     if ((size_t)snprintf(parent, sizeof parent, "%.*s", n ? (int)n : 1, n ? path : ".") >= sizeof parent)
         return err_set(e, ERR_USAGE, "%s: path is too long", path);
     return access(parent, W_OK | X_OK) ? err_errno(e, "%s: cannot be written: folder %s", path, parent) : 0;
-}
-
-/* Beside a file: NAME.md for NAME.gguf. */
-static int card_name(const char *path, char *out, size_t cap, struct err *e)
-{
-    size_t n = strlen(path), end = n > 5 && !strcmp(path + n - 5, ".gguf") ? n - 5 : n;
-    return (size_t)snprintf(out, cap, "%.*s.md", (int)end, path) < cap ? 0 : err_set(e, ERR_USAGE, "%s: path is too long", path);
 }
 
 static int part_bytes(const char *tmp, int n, uint64_t *bytes, struct err *e)
@@ -309,9 +353,15 @@ static int part_bytes(const char *tmp, int n, uint64_t *bytes, struct err *e)
 }
 
 /* Parts get their final names last to first, so that the first, which readers open, appears when all are there. */
-static int finish_parts(const char *tmp, const char *path, int n, struct err *e)
+static int finish_parts(const struct model *m, const char *tmp, const char *path, int n, struct err *e)
 {
     char from[4096], to[4096];
+    for (int i = 0; i < n && n > 1; i++) {
+        if (gguf_part_name(path, i, n, to, sizeof to))
+            return err_set(e, ERR_USAGE, "%s: path is too long", path);
+        if (check_file(m, to, e))
+            return -1;
+    }
     for (int i = n - 1; i >= 0; i--) {
         if (gguf_part_name(tmp, i, n, from, sizeof from) || gguf_part_name(path, i, n, to, sizeof to))
             return err_set(e, ERR_USAGE, "%s: path is too long", path);
@@ -328,12 +378,13 @@ static int export_file(const struct exporter *x, const struct model *m, const ch
     uint64_t total = 0;
     if ((size_t)snprintf(tmp, sizeof tmp, "%s.unverified-%ld", path, (long)getpid()) >= sizeof tmp)
         return err_set(e, ERR_USAGE, "%s: path is too long", path);
-    if (check_file(m, path, e) || card_name(path, card, sizeof card, e) || card_name(tmp, card_tmp, sizeof card_tmp, e))
+    if (check_file(m, path, e) || card_name(path, card, sizeof card, e) || card_name(tmp, card_tmp, sizeof card_tmp, e) ||
+        (o->card && check_card(card, e)))
         return -1;
     file_sweep(path);
     int rc = x->write(m, tmp, o, log, e), n = rc ? 0 : count_parts(tmp);
     rc = rc || part_bytes(tmp, n, &total, e) || (m->ck && checkpoint_check(m->ck, e)) || (o->card && o->card(o->card_ud, card_tmp, total, e)) ||
-         finish_parts(tmp, path, n, e) ? -1 : 0;
+         finish_parts(m, tmp, path, n, e) ? -1 : 0;
     if (!rc && o->card && file_move(card_tmp, card, e))
         rc = err_prefix(e, "%s: is in place, but not its model card", path);
     if (rc) {
@@ -344,8 +395,12 @@ static int export_file(const struct exporter *x, const struct model *m, const ch
                 unlink(name);
         return -1;
     }
+    if (n > 1)
+        unlink(path); /* an older whole one, which would be taken for the result */
     if (bytes)
         *bytes = total;
+    if (o->files)
+        *o->files = n;
     return 0;
 }
 

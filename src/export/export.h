@@ -21,6 +21,7 @@ struct export_options {
     int (*card)(void *ud, const char *path, uint64_t bytes, struct err *e);
     void *card_ud;
     uint64_t shard_bytes;  /* weights of one file; 0: 5 GB for folders, all for gguf */
+    int *files;            /* NULL, or where to put how many files one was split into (1: it was not) */
 };
 
 /* What a model that is not quantized yet is going to be. */
@@ -33,6 +34,7 @@ struct export_plan {
     const struct export_matrix *lin; /* (n_layer * ROLE_COUNT), or NULL: the seven matrices stay as they are */
     bool mlp_bias;                   /* gate and up get biases (DAC) */
     bool embd_blocks;                /* embeddings or head become blocks of a GGUF type */
+    const char *not_f16;             /* a matrix or table that stays float, but not in f16; NULL: there is none */
 };
 
 struct exporter {
@@ -65,11 +67,13 @@ int export_check(const struct model *m, const char *format, const struct export_
                  const struct export_plan *plan, struct err *e);
 /* May path be written, or replaced? For asking before hours of work. */
 int export_target(const struct model *m, const char *format, const char *path, struct err *e);
-/* Writes folder out_dir, replacing a model that is there (but never a folder without config.json, nor the one
+/* Writes folder out_dir, replacing a model that is there (but only one that d2q wrote, and never what
  * the model is read from). *bytes (NULL allowed): size of all its files. o NULL: defaults. */
 int export_model(const struct model *m, const char *format, const char *out_dir, const struct export_options *o,
                  const struct log *log, uint64_t *bytes, struct err *e);
-/* What to open afterwards: path, or the first part of a split file. 0, or -1: path is too long. */
-int export_opens(const char *path, char *out, size_t cap);
+/* What to open of `files` afterwards: path, or the first part of a split file. 0, or -1: path is too long. */
+int export_opens(const char *path, int files, char *out, size_t cap);
+/* Writing f16 alone: ERR_UNSUPPORTED where the plan has other types of table or float. */
+int export_needs_f16(const char *format, const struct export_plan *p, struct err *e);
 
 #endif

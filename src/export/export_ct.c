@@ -184,8 +184,8 @@ int ct_carries(const struct model *m, const struct export_options *o, const stru
 {
     int64_t n = 0;
     struct export_biases b;
-    if (p && p->embd_blocks)
-        return err_set(e, ERR_UNSUPPORTED, "format ct: embeddings and head are stored as f16, not as blocks of a GGUF type");
+    if (export_needs_f16("ct", p, e))
+        return -1;
     for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
         const struct tensor *t = linear_at(m, i);
         enum dtype type = p && p->lin ? p->lin[i].type : t->type;

@@ -223,8 +223,8 @@ static json_t *quantize_config(const struct model *m, const struct survey *s, co
 int gptq_carries(const struct model *m, const struct export_options *o, const struct export_plan *p, struct err *e)
 {
     int64_t n_quantized = 0;
-    if (p && p->embd_blocks)
-        return err_set(e, ERR_UNSUPPORTED, "format gptq: embeddings and head are stored as f16, not as blocks of a GGUF type");
+    if (export_needs_f16("gptq", p, e))
+        return -1;
     for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
         const struct tensor *t = linear_at(m, i);
         enum dtype type = p && p->lin ? p->lin[i].type : t->type;

@@ -404,7 +404,8 @@ static int take_tokens(struct mix *k, struct err *e)
     return 0;
 }
 
-static int mix_init(struct mix *k, const struct quant_options *o, bool tables, int64_t *n, struct err *e)
+/* one: embeddings and head will be one matrix. */
+static int mix_init(struct mix *k, const struct quant_options *o, bool tables, bool one, int64_t *n, struct err *e)
 {
     struct model *m = k->m;
     int64_t L = m->hp.n_layer;
@@ -428,8 +429,10 @@ static int mix_init(struct mix *k, const struct quant_options *o, bool tables, i
     }
     *n = L * ROLE_COUNT;
     if (tables) {
-        choice_init(&k->choice[(*n)++], o, m->hp.tied ? "model.embed_tokens" : "lm_head", &m->lm_head);
-        if (!m->hp.tied)
+        struct grid g;
+        bool by_head = !one || quant_grid_kept(o, "lm_head", k->d, &g); /* which of the two names counts */
+        choice_init(&k->choice[(*n)++], o, by_head ? "lm_head" : "model.embed_tokens", &m->lm_head);
+        if (!one)
             choice_init(&k->choice[(*n)++], o, "model.embed_tokens", &m->tok_embd);
     }
     return bwd_init(&k->b, &m->hp, k->longest, e);
@@ -440,12 +443,13 @@ int quant_mix(struct model *m, struct quant_options *o, const struct calib *c, c
 {
     struct mix k = { .m = m, .c = c, .d = m->hp.n_embd };
     int64_t n = 0, L = m->hp.n_layer;
+    bool one = m->hp.tied && !o->rotate;
     arena_init(&k.arena);
-    int rc = take_tokens(&k, e) || mix_init(&k, o, target->tables, &n, e) || forward(&k, log, e) ||
+    int rc = take_tokens(&k, e) || mix_init(&k, o, target->tables, one, &n, e) || forward(&k, log, e) ||
              head(&k, o, target->tables ? &k.choice[L * ROLE_COUNT] : NULL, e) ? -1 : 0;
     for (int64_t l = L - 1; !rc && l >= 0; l--)
         rc = log_progress(log, "measuring types", (double)L / 4 + (double)(L - l), (double)L * 1.25, e) || one_block(&k, l, e) ? -1 : 0;
-    if (!rc && target->tables && !m->hp.tied)
+    if (!rc && target->tables && !one)
         rc = measure_lookup(&k, &k.choice[L * ROLE_COUNT + 1], e);
     for (int r = 0; !rc && r < ROLE_COUNT; r++)
         scale_role(k.choice + r, L * ROLE_COUNT - r, ROLE_COUNT);

@@ -113,12 +113,8 @@ static int round_embedding(struct model *m, const struct quant_options *o, struc
                            struct err *e)
 {
     struct grid g;
-    if (quant_grid_kept(o, name, tensor_cols(t), &g)) {
-        if (g.type == DT_QMAT)
-            return err_set(e, ERR_USAGE, "%s: expected a type of GGUF (q6_k, q8_0, f16 ...), found grid %s", name,
-                           grid_table[g.id].name);
+    if (quant_grid_kept(o, name, tensor_cols(t), &g))
         return requantize(m, t, &g, e);
-    }
     return !only_f32 || t->type == DT_F32 ? round_matrix(m, t, e) : 0;
 }
 
@@ -181,8 +177,23 @@ static int check_vector(const char *what, int64_t layer, const float *v, int64_t
     return bad < 0 ? 0 : err_set(e, ERR_NUMERIC, "block %lld: NaN or Inf in value %lld of %s", (long long)layer, (long long)bad, what);
 }
 
-/* Hours later it would stop at the same place. */
-static int check_weights(const struct model *m, struct err *e)
+int quant_check_model(const struct model *m, const struct quant_options *o, struct err *e)
+{
+    static const char *const tables[] = { "model.embed_tokens", "lm_head" };
+    struct grid g;
+    for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
+        const struct tensor *w = &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w;
+        if (w->type == DT_QMAT)
+            return err_set(e, ERR_USAGE, "%s: already quantized; start from a float model", w->name);
+    }
+    for (int i = 0; i < 2; i++)
+        if (quant_grid_kept(o, tables[i], m->hp.n_embd, &g) && g.type == DT_QMAT)
+            return err_set(e, ERR_USAGE, "%s: expected a type of GGUF (q6_k, q8_0, f16 ...), found grid %s", tables[i],
+                           grid_table[g.id].name);
+    return 0;
+}
+
+int quant_check_weights(const struct model *m, struct err *e)
 {
     const struct hparams *hp = &m->hp;
     if (check_matrix(m, &m->tok_embd, e) || (!hp->tied && check_matrix(m, &m->lm_head, e)) ||
@@ -195,8 +206,7 @@ static int check_weights(const struct model *m, struct err *e)
             check_vector("q_norm", i, l->q_norm, hp->head_dim, e) || check_vector("k_norm", i, l->k_norm, hp->head_dim, e))
             return -1;
         for (int k = 0; k < ROLE_COUNT; k++)
-            if (l->lin[k].w.type != DT_QMAT &&
-                (check_matrix(m, &l->lin[k].w, e) || check_vector(role_hf_name[k], i, l->lin[k].b, tensor_rows(&l->lin[k].w), e)))
+            if (check_matrix(m, &l->lin[k].w, e) || check_vector(role_hf_name[k], i, l->lin[k].b, tensor_rows(&l->lin[k].w), e))
                 return -1;
     }
     return 0;
@@ -222,8 +232,6 @@ static int block_open(struct block *b, struct run *r, int64_t index, struct err 
     for (int i = 0; i < ROLE_COUNT; i++) {
         struct tensor *w = &b->ff.lin[i].w;
         int64_t rows = tensor_rows(w), cols = tensor_cols(w);
-        if (w->type == DT_QMAT)
-            return err_set(e, ERR_USAGE, "%s: already quantized; start from a float model", w->name);
         if (w->type != DT_F32 || w->perm_dim || r->o->rotate) {
             float *p = arena_alloc(&b->arena, (size_t)(rows * cols), sizeof *p);
             if (!p)
@@ -544,7 +552,8 @@ static int run_states(struct run *r, struct err *e)
         return err_nomem(e, "hidden states", (size_t)(r->n_tok * (2 * hp->n_embd + d)) * sizeof(float));
     if (fwd_init(&r->fq, hp, r->longest, e) || (r->use_float && fwd_init(&r->ff, hp, r->longest, e)))
         return -1;
-    op_embed(&r->m->tok_embd, c->ids, r->n_tok, r->hq);
+    if (fwd_embed(r->m, c->ids, r->n_tok, r->hq, e))
+        return -1;
     if (r->hf)
         op_embed(&r->embd, c->ids, r->n_tok, r->hf);
     forget_source(r, &r->embd);
@@ -572,6 +581,8 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
     arena_init(&r.arena);
     if (quant_options_check(o, e))
         return -1;
+    if (quant_check_model(m, o, e))
+        return -1;
     if (method_table[o->method].needs_calib && (!calib || calib->n < 1))
         return err_set(e, ERR_USAGE, "method %s needs calibration text", method_table[o->method].name);
     if (work && o->spill) {
@@ -592,7 +603,7 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
     res->tensors = arena_zalloc(&res->arena, (size_t)(hp->n_layer * ROLE_COUNT), sizeof *res->tensors);
     res->blocks = arena_zalloc(&res->arena, (size_t)hp->n_layer, sizeof *res->blocks);
     if (!rc)
-        rc = res->tensors && res->blocks ? check_weights(m, e) : err_nomem(e, "results", 0);
+        rc = res->tensors && res->blocks ? quant_check_weights(m, e) : err_nomem(e, "results", 0);
     if (!rc && o->kept == DT_F16)
         rc = round_kept(m, o, e);
     else if (!rc && (o->kept_packed || o->n_keep))

@@ -15,8 +15,8 @@ static bool asked(const struct model *m, const struct quant_options *o, int i, u
 {
     struct grid g;
     int64_t d = m->hp.n_embd;
-    bool found = quant_grid_kept(o, i ? "lm_head" : "model.embed_tokens", d, &g) ||
-                 (!i && m->hp.tied && quant_grid_kept(o, "lm_head", d, &g));
+    bool one = m->hp.tied && !o->rotate; /* then the head's name goes first (round_embeddings) */
+    bool found = (one && quant_grid_kept(o, "lm_head", d, &g)) || quant_grid_kept(o, i ? "lm_head" : "model.embed_tokens", d, &g);
     if (found)
         *bytes = (uint64_t)(grid_row_bits(&g, d) / 8 * (double)m->hp.n_vocab);
     return found;

@@ -93,6 +93,10 @@ int quant_options_init(struct quant_options *o, const char *method, const char *
 int quant_keep_add(struct quant_options *o, const char *text, struct err *e);
 /* 0, or -1 with ERR_USAGE naming the option. */
 int quant_options_check(const struct quant_options *o, struct err *e);
+/* Can this model be quantized so? At no cost. */
+int quant_check_model(const struct model *m, const struct quant_options *o, struct err *e);
+/* Is every weight a number? Reads them all; what is not would stop a run hours later. */
+int quant_check_weights(const struct model *m, struct err *e);
 /* Does it need the calibration text's way through the float model beside the quantized one's? */
 bool quant_float_path(const struct quant_options *o);
 

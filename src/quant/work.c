@@ -469,7 +469,7 @@ static int take_qmat(struct cursor *c, struct arena *a, struct tensor *t, struct
         return err_nomem(e, t->name, sizeof *q);
     if (take(c, head, sizeof head, e))
         return -1;
-    if (head[0] < 2 || head[0] > 8 || head[1] < 1 || head[1] > t->dim[1])
+    if (head[0] < 2 || head[0] > 8 || head[1] < 1 || head[1] > INT32_MAX) /* a group may be wider than the matrix */
         return unlike(c, t->name, e);
     if (qmat_init(q, a, t->dim[0], t->dim[1], (int)head[0], (int)head[1], head[2] != 0, e) ||
         take(c, q->codes, (size_t)(q->n_out * q->row_words) * sizeof *q->codes, e) ||

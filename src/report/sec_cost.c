@@ -56,6 +56,7 @@ static void memory(struct text *t, const json_t *run)
         { "source", "the source, mapped" }, { "quantized", "quantized matrices" }, { "kept", "copies of what is kept" },
         { "block", "one block in float" }, { "states", "hidden states of the calibration text" }, { "forward", "forward pass of one sequence" },
         { "stage", "statistics and solver of one stage" }, { "tuning", "tuning" }, { "program", "program, libraries, tokenizer" },
+        { "text", "text of the model's own, what it takes beyond these" },
     };
     const json_t *plan = json_object_get(run, "planned_memory");
     double peak = html_num(run, "peak_rss_bytes"), planned = html_num(run, "planned_peak_bytes"), most = peak > planned ? peak : planned;

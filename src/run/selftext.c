@@ -145,16 +145,28 @@ static int reserve(struct token_list *l, size_t n, struct err *e)
     return 0;
 }
 
+/* Sequences of a batch. */
+static int64_t batch_size(const struct model *m, int64_t n_seq, int64_t n_tokens, uint64_t cache_bytes)
+{
+    uint64_t fit = (cache_bytes ? cache_bytes : CACHE_BYTES) / kv_bytes(&m->hp, n_tokens);
+    int64_t size = fit < 1 ? 1 : fit > MAX_BATCH ? MAX_BATCH : (int64_t)fit;
+    int64_t rounds = (n_seq + size - 1) / size;
+    return (n_seq + rounds - 1) / rounds; /* batches of about one size */
+}
+
+uint64_t session_text_bytes(const struct model *m, int64_t n_seq, int64_t n_tokens)
+{
+    uint64_t one = kv_bytes(&m->hp, n_tokens) + (uint64_t)m->hp.n_vocab * (sizeof(float) + sizeof(struct candidate));
+    return (uint64_t)batch_size(m, n_seq, n_tokens, 0) * one;
+}
+
 int session_generate_text(const struct model *m, int64_t n_seq, int64_t n_tokens, uint64_t seed,
                           uint64_t cache_bytes, const struct log *log, struct token_list *out, struct err *e)
 {
     if (n_seq < 1 || n_tokens < 1 || n_seq > INT32_MAX || n_tokens > INT32_MAX)
         return err_set(e, ERR_USAGE, "%lld sequences of %lld tokens make no sense", (long long)n_seq,
                        (long long)n_tokens);
-    uint64_t fit = (cache_bytes ? cache_bytes : CACHE_BYTES) / kv_bytes(&m->hp, n_tokens);
-    int64_t size = fit < 1 ? 1 : fit > MAX_BATCH ? MAX_BATCH : (int64_t)fit;
-    int64_t rounds = (n_seq + size - 1) / size;
-    size = (n_seq + rounds - 1) / rounds; /* batches of about one size */
+    int64_t size = batch_size(m, n_seq, n_tokens, cache_bytes);
     struct progress p = { log, 0, (double)n_seq * (double)n_tokens };
     struct batch b;
     if (reserve(out, (size_t)n_seq * (size_t)n_tokens, e))

@@ -44,6 +44,8 @@ int session_generate(struct session *s, const int32_t *ids, int64_t n, const str
 int session_run(const struct model *m, const char *prompt, size_t n, const struct session_options *o,
                 session_emit_fn emit, void *ud, struct session_stats *st, struct err *e);
 
+/* Memory that the next takes besides the weights, with caches of 1 GiB. */
+uint64_t session_text_bytes(const struct model *m, int64_t n_seq, int64_t n_tokens);
 /* Text that the model makes up, to calibrate on: n_seq sequences of n_tokens each, behind each other in out.
  * Each begins with BOS (where the tokenizer adds it) and a random word, then samples at temperature 1, the first few
  * tokens more freely; after an end token a new text begins in the same sequence. Decoded in batches
