@@ -18,7 +18,6 @@ say() { printf '[%3d s] %s\n' "$(elapsed)" "$*"; }
 
 . tools/deps.sh
 deps_build
-deps_fetch
 say "building"
 mkdir -p build "$dir"
 make -j"$(nproc)" all >build/demo-make.log 2>&1 || { cat build/demo-make.log; exit 1; }
@@ -27,13 +26,14 @@ model=$(tools/fetch-smollm2.sh)
 book=$(tools/fetch-book.sh)
 
 value() { grep -o "\"$1\":[-+0-9.e]*" | head -1 | cut -d: -f2; } # the first number of that name in JSON
-ppl() { build/d2q eval "$1" --ppl "$book" --ctx 1024 --chunks "$windows" -q --json | value ppl; }
+ppl() { build/d2q eval "$1" --ppl "$book" --ctx 1024 --chunks "$windows" -q --json >"$dir/eval.json" && value ppl <"$dir/eval.json"; }
 
 say "perplexity of the model as it is, on the first $windows windows of the book"
 table=$dir/table.txt
 size=$(stat -L -c %s "$model")
 printf '%-22s %5s %9s %8s\n' weights bits 'size MB' 'perplexity' >"$table"
-awk -v b="$size" -v p="$(ppl "$model")" 'BEGIN { printf "%-22s %5s %9.1f %10.2f\n", "float (from Q4_1)", "5.0", b / 1e6, p }' >>"$table"
+p=$(ppl "$model")
+awk -v b="$size" -v p="$p" 'BEGIN { printf "%-22s %5s %9.1f %10.2f\n", "float (from Q4_1)", "5.0", b / 1e6, p }' >>"$table"
 
 longest=0 # of the runs so far
 for bits in 3 2; do
@@ -47,8 +47,9 @@ for bits in 3 2; do
         begun=$(elapsed)
         json=$(build/d2q quantize "$model" -o "$out" --method $method --bits $bits --group 64 --calib self \
             --nsamples "${text%x*}" --seqlen "${text#*x}" --report "$out.html" -q --json)
+        p=$(ppl "$out")
         awk -v n="$method, $bits bits g64" -v w="$(echo "$json" | value bpw)" -v b="$(echo "$json" | value bytes)" \
-            -v p="$(ppl "$out")" 'BEGIN { printf "%-22s %5.2f %9.1f %10.2f\n", n, w, b / 1e6, p }' >>"$table"
+            -v p="$p" 'BEGIN { printf "%-22s %5.2f %9.1f %10.2f\n", n, w, b / 1e6, p }' >>"$table"
         took=$(($(elapsed) - begun))
         [ "$took" -le "$longest" ] || longest=$took
     done

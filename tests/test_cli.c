@@ -162,6 +162,8 @@ static void test_wrong_usage(void **state)
         { "eval " LLAMA, "--ppl FILE is missing" },
         { "eval " LLAMA " --ppl " TEXT " --protocol perplexity", "--protocol: expected one of gptq, llama" },
         { "eval " LLAMA " --ppl " TEXT " --ctx 1", "--ctx: expected a whole number from 2" },
+        { "eval " LLAMA " --task x.jsonl --save-base y", "--save-base needs a text" },
+        { "eval " LLAMA " --ppl " TEXT " --items y", "--items needs --task" },
         { "run " LLAMA, "-p PROMPT is missing" },
         { "run " LLAMA " -p x --temp -1", "--temp: expected a number from 0" },
         { "run " LLAMA " -p x -k 3", "unknown option '-k'" },
@@ -565,6 +567,14 @@ static void test_compare(void **state)
     const struct output *o = d2q("compare " LLAMA " %s/cmp.gguf --csv -q", dir);
     expect_status(o, 0);
     assert_int_equal(strncmp(o->out, "model,bytes,bpw\n\"" LLAMA "\",", strlen(LLAMA) + 19), 0);
+    expect_status(d2q("compare " LLAMA " /no/such/model --csv -q"), 1); /* what was done before is shown */
+    expect_text(last.out, "\"" LLAMA "\",");
+    expect_text(last.err, "/no/such/model");
+    expect_status(d2q("quantize " LLAMA " -o %s/\xe9.gguf --method rtn --grid q4_0 -q", dir), 0); /* a path that is not UTF-8 */
+    j = json_of(d2q("inspect %s/\xe9.gguf --json", dir), NULL);
+    assert_non_null(strstr(json_string_value(json_object_get(j, "path")), "/\xef\xbf\xbd.gguf"));
+    json_decref(j);
+    expect_status(d2q("verify %s/\xe9.gguf", dir), 0);
     j = json_of(d2q("diff " LLAMA " %s/cmp.gguf --json", dir), NULL);
     assert_int_equal(number(j, "differ"), 14); /* the matrices of both blocks */
     json_decref(j);
@@ -609,6 +619,13 @@ static void test_tasks(void **state)
     expect_text(items, "\"id\":\"p-1\",\"gold\":1");
     expect_text(items, "\"id\":\"w-0\"");
     mem_free(items);
+    /* what is missing is missed before the first task; perplexity that was done is shown in any case */
+    expect_status(d2q("eval " LLAMA " --ppl " TEXT " --ctx 64 --tasks piqa,rte --data %s", dir), 1);
+    expect_text(last.err, "rte_validation.jsonl");
+    expect_text(last.out, "perplexity  ");
+    assert_null(strstr(last.out, "piqa"));
+    expect_status(d2q("eval " LLAMA " --tasks mmlu --shots 3 --data %s", dir), 1);
+    expect_text(last.err, "shots: expected 0 or 5, found 3");
     const struct output *o = d2q("eval " LLAMA " --tasks piqa,winogrande --data %s", dir);
     expect_status(o, 0);
     expect_text(o->out, "piqa           acc ");

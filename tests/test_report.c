@@ -194,6 +194,25 @@ static void test_sections_and_numbers(void **state)
     mem_free(text);
 }
 
+/* Runs of one model that say different things stay apart: a task twice, averages of different tasks. */
+static void test_rows_stay_apart(void **state)
+{
+    static const char *const runs[] = {
+        "{\"model\":\"/x/m\",\"tasks\":[{\"task\":\"mmlu\",\"n\":9,\"shots\":0,\"acc\":0.5111,\"acc_err\":0.1}]}",
+        "{\"model\":\"/x/m\",\"tasks\":[{\"task\":\"mmlu\",\"n\":9,\"shots\":5,\"acc\":0.2333,\"acc_err\":0.1}]}",
+        "{\"model\":\"/x/m\",\"acc_average\":0.1717,\"tasks\":[{\"task\":\"piqa\",\"n\":9,\"acc\":0.1,\"acc_err\":0.1},"
+        "{\"task\":\"rte\",\"n\":9,\"acc\":0.2434,\"acc_err\":0.1}]}",
+        "{\"model\":\"/x/m\",\"acc_average\":0.6161,\"tasks\":[{\"task\":\"arc_easy\",\"n\":9,\"acc\":0.6,\"acc_err\":0.1},"
+        "{\"task\":\"openbookqa\",\"n\":9,\"acc\":0.6322,\"acc_err\":0.1}]}",
+    };
+    static const char *const expected[] = { ">51.11", ">23.33", ">17.17", ">61.61", ">24.34", ">63.22" };
+    (void)state;
+    char *text = page(runs, 4);
+    for (size_t i = 0; i < sizeof expected / sizeof *expected; i++)
+        expect_text(text, expected[i]);
+    mem_free(text);
+}
+
 /* What the run recorded for the page: sums that must hold. */
 static void test_recorded(void **state)
 {
@@ -405,6 +424,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_checker),       cmocka_unit_test(test_sections_and_numbers), cmocka_unit_test(test_recorded),
+        cmocka_unit_test(test_rows_stay_apart),
         cmocka_unit_test(test_hostile_names), cmocka_unit_test(test_wrong_types),          cmocka_unit_test(test_little),
         cmocka_unit_test(test_refused),       cmocka_unit_test(test_memory),
     };

@@ -265,6 +265,38 @@ static void test_broken_json(void **state)
     scratch_remove(dir);
 }
 
+/* tokenizer_config.json: several chat templates; BOS by the flag of Llama's classes, whatever the post-processor says. */
+static void test_config(void **state)
+{
+    static const char json[] = "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"<s>\":1},\"merges\":[]},\"added_tokens\":[{\"id\":1,\"content\":\"<s>\","
+                               "\"special\":true}],\"pre_tokenizer\":{\"type\":\"ByteLevel\"}}";
+    static const struct {
+        const char *config, *template;
+        bool bos;
+    } rows[] = {
+        { "{\"tokenizer_class\":\"LlamaTokenizerFast\",\"bos_token\":\"<s>\",\"add_bos_token\":true}", NULL, true },
+        { "{\"tokenizer_class\":\"PreTrainedTokenizerFast\",\"bos_token\":\"<s>\",\"add_bos_token\":true,\"chat_template\":\"T\"}", "T", false },
+        { "{\"chat_template\":[{\"name\":\"tool_use\",\"template\":\"U\"},{\"name\":\"default\",\"template\":\"D\"}]}", "D", false },
+        { "{\"chat_template\":[{\"name\":\"tool_use\",\"template\":\"U\"}]}", NULL, false },
+    };
+    (void)state;
+    const char *dir = scratch_dir();
+    scratch_write(scratch_path(dir, "tokenizer.json"), json, strlen(json));
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct checkpoint c;
+        struct tokenizer *t;
+        struct err e = { 0 };
+        scratch_write(scratch_path(dir, "tokenizer_config.json"), rows[i].config, strlen(rows[i].config));
+        if (load(dir, &c, &t, &e))
+            fail_msg("%s", e.msg);
+        const char *template = tokenizer_chat_template(t);
+        assert_true(tokenizer_adds_bos(t) == rows[i].bos);
+        assert_true(template ? rows[i].template && !strcmp(template, rows[i].template) : !rows[i].template);
+        unload(&c, t);
+    }
+    scratch_remove(dir);
+}
+
 /* Every truncation of a real file, and seeded byte changes: an error or a tokenizer, never a crash. */
 static void test_damaged_json(void **state)
 {
@@ -308,6 +340,7 @@ int main(void)
         cmocka_unit_test(test_specials),
         cmocka_unit_test(test_long_piece),
         cmocka_unit_test(test_llama_cpp_vocabs),
+        cmocka_unit_test(test_config),
         cmocka_unit_test(test_broken_json),
         cmocka_unit_test(test_damaged_json),
     };

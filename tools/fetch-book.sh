@@ -3,13 +3,13 @@
 # (GPL-2+), fetched once by apt-get download, which needs no root. D2Q_BOOK=FILE names another text.
 set -eu
 . "$(dirname "$0")/deps.sh"
-dir=${XDG_CACHE_HOME:-$HOME/.cache}/d2quant
-file=$dir/policy-body.txt
 if [ -n "${D2Q_BOOK:-}" ]; then
     [ -f "$D2Q_BOOK" ] || { echo "D2Q_BOOK=$D2Q_BOOK: no such file" >&2; exit 1; }
     echo "$D2Q_BOOK"
     exit 0
 fi
+dir=${XDG_CACHE_HOME:-$HOME/.cache}/d2quant
+file=$dir/policy-body.txt
 if [ ! -s "$file" ]; then
     deps_fetch >&2
     mkdir -p "$dir"

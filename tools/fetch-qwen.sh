@@ -4,14 +4,14 @@
 set -eu
 . "$(dirname "$0")/deps.sh"
 want=cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046
-dir=${XDG_CACHE_HOME:-$HOME/.cache}/d2quant
-file=$dir/Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf
 
 if [ -n "${D2Q_QWEN:-}" ]; then
     [ -f "$D2Q_QWEN" ] || { echo "D2Q_QWEN=$D2Q_QWEN: no such file" >&2; exit 1; }
     echo "$D2Q_QWEN"
     exit 0
 fi
+dir=${XDG_CACHE_HOME:-$HOME/.cache}/d2quant
+file=$dir/Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf
 if [ ! -f "$file" ]; then
     deps_fetch >&2
     mkdir -p "$dir"

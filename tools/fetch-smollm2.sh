@@ -4,8 +4,6 @@
 set -eu
 . "$(dirname "$0")/deps.sh"
 want=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-dir=${XDG_CACHE_HOME:-$HOME/.cache}/d2quant
-file=$dir/SmolLM2-135M-Instruct.Q4_1.gguf
 
 sum_ok() { [ -f "$1" ] && [ "$(sha256sum "$1" | cut -d' ' -f1)" = "$want" ]; }
 
@@ -14,6 +12,8 @@ if [ -n "${D2Q_SMOLLM2:-}" ]; then
     echo "$D2Q_SMOLLM2"
     exit 0
 fi
+dir=${XDG_CACHE_HOME:-$HOME/.cache}/d2quant
+file=$dir/SmolLM2-135M-Instruct.Q4_1.gguf
 if ! sum_ok "$file"; then
     deps_fetch >&2
     mkdir -p "$dir"

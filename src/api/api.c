@@ -1,5 +1,6 @@
 /* api: opening, tables, inspection. */
 #include "api/api.h"
+#include "base/json.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -215,7 +216,7 @@ int d2q_inspect(d2q_model *dm, const char *only, char **json, d2q_error *err)
         json_decref(root);
         return api_fail(err, &e);
     }
-    json_object_update_new(root, json_pack("{sssssIsIsIsIsIsIsIsIsb}", "path", m->ck->path, "family", hp->family, "n_vocab",
+    json_object_update_new(root, json_pack("{sosssIsIsIsIsIsIsIsIsb}", "path", json_path(m->ck->path), "family", hp->family, "n_vocab",
                                            (json_int_t)hp->n_vocab, "n_embd", (json_int_t)hp->n_embd, "n_layer",
                                            (json_int_t)hp->n_layer, "n_head", (json_int_t)hp->n_head, "n_head_kv",
                                            (json_int_t)hp->n_head_kv, "head_dim", (json_int_t)hp->head_dim, "n_ff",

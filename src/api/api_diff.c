@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "api/api.h"
+#include "base/json.h"
 #include "quant/quant.h"
 
 #define ROWS 256
@@ -124,7 +125,7 @@ int d2q_diff(d2q_model *da, d2q_model *db, char **json, d2q_error *err)
         json_decref(s.list);
         return api_fail(err, &e);
     }
-    json_t *root = json_pack("{sssssIso}", "a", s.path_a, "b", s.path_b, "differ", (json_int_t)s.differ, "tensors", s.list);
+    json_t *root = json_pack("{sososIso}", "a", json_path(s.path_a), "b", json_path(s.path_b), "differ", (json_int_t)s.differ, "tensors", s.list);
     api_common(root, t0);
     return api_json(root, json, err);
 }

@@ -4,6 +4,7 @@
 
 #include "api/api.h"
 #include "backend/backend.h"
+#include "base/json.h"
 #include "base/par.h"
 #include "export/card.h"
 #include "export/loads.h"
@@ -81,11 +82,11 @@ int api_quant_options(const d2q_quantize_options *in, const struct model *m, str
     if (in->sinks && (k = choose("sinks", in->sinks, sinks, e)) < 0)
         return -1;
     o->sinks = in->sinks ? (enum quant_sinks)k : o->sinks;
-    if ((k = choose("on-failure", in->on_failure, failures, e)) < 0)
+    if ((k = choose("on-failure", in->on_failure ? in->on_failure : "stop", failures, e)) < 0)
         return -1;
     o->on_failure = (enum quant_failure)k;
     o->spill = in->spill && in->work;
-    if ((k = choose("rotate", in->rotate, rotations, e)) < 0)
+    if ((k = choose("rotate", in->rotate ? in->rotate : "auto", rotations, e)) < 0)
         return -1;
     o->rotate = k == 2 || (k == 0 && rotates(in, m, o));
     if (in->self_samples < 0 || (in->self_samples && api_only_self(in)))
@@ -122,7 +123,7 @@ static json_t *options_json(const d2q_quantize_options *in, const struct quant_o
         json_array_append_new(keep, json_string(in->keep[i]));
     json_object_set_new(j, "keep", keep);
     if (method_table[o->method].needs_calib)
-        json_object_update_new(j, json_pack("{sssIsIsI}", "calib", in->calib, "nsamples", (json_int_t)in->nsamples, "seqlen",
+        json_object_update_new(j, json_pack("{sosIsIsI}", "calib", json_path(in->calib ? in->calib : "self"), "nsamples", (json_int_t)in->nsamples, "seqlen",
                                             (json_int_t)in->seqlen, "self_samples", (json_int_t)in->self_samples));
     return j;
 }
@@ -347,7 +348,7 @@ static json_t *result_json(const struct model *m, const d2q_quantize_options *in
                                                  "factor", p->factor, "solve", p->solve));
     }
     json_object_set_new(root, "profile", profile);
-    json_object_update_new(root, json_pack("{ssss}", "model", m->ck->path, "family", m->hp.family));
+    json_object_update_new(root, json_pack("{soss}", "model", json_path(m->ck->path), "family", m->hp.family));
     return root;
 }
 
@@ -498,7 +499,7 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
     char opens[4096];
     if (export_opens(path, files, opens, sizeof opens))
         snprintf(opens, sizeof opens, "%s", path);
-    return api_json(json_pack("{sssssIsoso*}", "format", format, "path", opens, "bytes", (json_int_t)bytes, "loads", loads, "inputs",
+    return api_json(json_pack("{sssosIsoso*}", "format", format, "path", json_path(opens), "bytes", (json_int_t)bytes, "loads", loads, "inputs",
                               inputs), json, err);
 }
 

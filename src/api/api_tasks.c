@@ -2,8 +2,10 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "api/api.h"
+#include "base/json.h"
 #include "eval/task.h"
 
 void d2q_task_options_init(d2q_task_options *o)
@@ -46,8 +48,19 @@ static int run_one(struct run *u, const char *name, const char *path, const stru
     return json_array_append_new(u->list, task_json(name, info, &u->o, &r));
 }
 
-/* "all", or names with commas between. */
-static int run_named(struct run *u, const char *names, const char *dir, struct err *e)
+/* Is there a file to read, and are there examples if any are asked for? */
+static int check_one(struct run *u, const char *name, const char *path, const struct task_info *info, struct err *e)
+{
+    (void)info;
+    if (u->o.shots && strcmp(name, "mmlu"))
+        return err_set(e, ERR_USAGE, "%s: only mmlu has examples for --shots", path);
+    return access(path, R_OK) ? err_errno(e, "%s", path) : 0;
+}
+
+typedef int task_fn(struct run *u, const char *name, const char *path, const struct task_info *info, struct err *e);
+
+/* fn for each of "all", or of names with commas between. */
+static int each_named(struct run *u, task_fn *fn, const char *names, const char *dir, struct err *e)
 {
     char one[64], path[4096];
     bool all = !strcmp(names, "all");
@@ -56,7 +69,7 @@ static int run_named(struct run *u, const char *names, const char *dir, struct e
         if (!t->seven)
             continue;
         snprintf(path, sizeof path, "%s/%s", dir, t->file);
-        if (run_one(u, t->name, path, t, e))
+        if (fn(u, t->name, path, t, e))
             return -1;
     }
     for (const char *p = names; !all && *p;) {
@@ -70,7 +83,7 @@ static int run_named(struct run *u, const char *names, const char *dir, struct e
             return err_set(e, ERR_USAGE, "there is no task '%s' (expected all%s)", one, known);
         }
         snprintf(path, sizeof path, "%s/%s", dir, t->file);
-        if (run_one(u, t->name, path, t, e))
+        if (fn(u, t->name, path, t, e))
             return -1;
         p += n + (p[n] == ',');
     }
@@ -100,10 +113,14 @@ int d2q_tasks(d2q_model *dm, const d2q_task_options *in, char **json, d2q_error 
         rc = err_set(&e, ERR_IO, "%s: %s", in->items, strerror(errno));
     if (!rc && in->tasks && !in->data)
         rc = err_set(&e, ERR_USAGE, "tasks by name need the folder of their files");
+    if (!rc && in->shots && in->shots != 5)
+        rc = err_set(&e, ERR_USAGE, "shots: expected 0 or 5, found %d", in->shots);
+    if (!rc && in->tasks) /* all of them before the first takes its time */
+        rc = each_named(&u, check_one, in->tasks, in->data, &e);
     if (!rc && in->file)
         rc = run_file(&u, in->file, &e);
     if (!rc && in->tasks)
-        rc = run_named(&u, in->tasks, in->data, &e);
+        rc = each_named(&u, run_one, in->tasks, in->data, &e);
     bool unwritten = u.o.items && ferror(u.o.items); /* fclose may not tell of earlier writes */
     if (u.o.items && (fclose(u.o.items) || unwritten) && !rc)
         rc = err_set(&e, ERR_IO, "%s: %s", in->items, strerror(errno));
@@ -112,7 +129,7 @@ int d2q_tasks(d2q_model *dm, const d2q_task_options *in, char **json, d2q_error 
         return api_fail(err, &e);
     }
     double n = (double)json_array_size(u.list);
-    json_t *root = json_pack("{soss}", "tasks", u.list, "model", dm->m->ck->path);
+    json_t *root = json_pack("{soso}", "tasks", u.list, "model", json_path(dm->m->ck->path));
     if (n > 1)
         json_object_update_new(root, json_pack("{sfsf}", "acc_average", u.acc / n, "acc_norm_average", u.norm / n));
     if (u.interrupted)

@@ -28,7 +28,8 @@ int op_linear(const struct tensor *w, const float *bias, const float *x, int64_t
 void op_embed(const struct tensor *table, const int32_t *ids, int64_t n, float *out);
 /* y[t] = x[t] / sqrt(mean(x[t]^2) + eps) * gain. x, y (n, dim), gain (dim) or NULL (all ones); y may be x. */
 void op_rmsnorm(const float *x, const float *gain, int64_t n, int64_t dim, float eps, float *y);
-/* Rotates pairs (i, i + head_dim/2) of each head in x (n, n_head*head_dim) by pos[t]*inv_freq[i]. */
+#define OP_HEAD_MAX 2048 /* widest head that the next takes */
+/* Rotates pairs (i, i + head_dim/2) of each head in x (n, n_head*head_dim) by pos[t]*inv_freq[i]. head_dim is even. */
 void op_rope(float *x, int64_t n, int64_t n_head, int64_t head_dim, const int32_t *pos,
              const float *inv_freq /* (head_dim/2) */, float attn_scale);
 /* Causal grouped-query attention: q (n, n_head*hd); keys, values (n_past+n, n_head_kv*hd), query t sees keys

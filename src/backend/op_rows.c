@@ -69,8 +69,7 @@ void op_rmsnorm(const float *x, const float *gain, int64_t n, int64_t dim, float
     par_for(items(n, j.step), rmsnorm_item, &j);
 }
 
-/* The angles of a token lie on the stack. */
-#define MAX_HALF 1024
+#define MAX_HALF (OP_HEAD_MAX / 2) /* the angles of a token lie on the stack */
 
 static void rope_item(void *ctx, size_t item, int worker)
 {

@@ -82,3 +82,36 @@ int json_from_text(const char *text, size_t n, json_t **out, struct err *e)
     }
     return *out ? 0 : err_set(e, ERR_FORMAT, "not valid JSON: %s (line %d, byte %d)", je.text, je.line, je.position);
 }
+
+json_t *json_bytes(const char *s, size_t n)
+{
+    json_t *j = json_stringn(s, n);
+    if (j)
+        return j;
+    char *p = mem_alloc(3 * n + 1, 1);
+    size_t k = 0;
+    for (size_t i = 0; p && i < n;) {
+        size_t len = 1;
+        while (len < 5 && i + len <= n && !(j = json_stringn(s + i, len)))
+            len++;
+        if (j) {
+            memcpy(p + k, s + i, len);
+            k += len;
+            i += len;
+            json_decref(j);
+            j = NULL;
+        } else {
+            memcpy(p + k, "\xef\xbf\xbd", 3);
+            k += 3;
+            i++;
+        }
+    }
+    j = p ? json_stringn(p, k) : json_null();
+    mem_free(p);
+    return j;
+}
+
+json_t *json_path(const char *path)
+{
+    return json_bytes(path, strlen(path));
+}

@@ -105,7 +105,7 @@ static json_t *one_model(struct args *a, const char *path, int *rc)
     *rc = !m || d2q_inspect(m, NULL, &text, &e);
     if (!*rc) {
         json_t *r = show_parse(text);
-        json_object_set_new(row, "model", json_string(path));
+        json_object_set(row, "model", json_object_get(r, "path"));
         take(row, r, "family");
         take(row, r, "parameters");
         take(row, r, "bytes");
@@ -131,6 +131,18 @@ static const char *base_name(const char *path)
     return slash && slash[1] ? slash + 1 : path;
 }
 
+/* A path with a comma or quotes is one value. */
+static void print_quoted(const char *s)
+{
+    putchar('"');
+    for (; *s; s++) {
+        if (*s == '"')
+            putchar('"');
+        putchar(*s);
+    }
+    putchar('"');
+}
+
 static int print(const json_t *models, bool csv)
 {
     const size_t n = sizeof columns / sizeof *columns;
@@ -150,8 +162,8 @@ static int print(const json_t *models, bool csv)
             printf(csv ? ",%s" : " %9s", csv ? columns[c].key : columns[c].title);
     putchar('\n');
     json_array_foreach(models, i, row) {
-        if (csv) /* a path with a comma or quotes */
-            printf("\"%s\"", show_str(row, "model"));
+        if (csv)
+            print_quoted(show_str(row, "model"));
         else
             printf("%-*s", width, base_name(show_str(row, "model")));
         for (size_t c = 0; c < n; c++) {
@@ -193,10 +205,11 @@ int cmd_compare(const struct opt_spec *spec, int argc, char **argv)
             json_array_append_new(models, row);
     }
     progress_clear(&p);
-    if (rc) {
+    if (rc && !json_array_size(models)) {
         json_decref(models);
         return rc;
     }
+    int failed = rc; /* what was done before that is shown */
     bool partly = stopped(row);
     if (partly)
         fprintf(stderr, "d2q: interrupted: the last row is of what was done until then\n");
@@ -210,5 +223,5 @@ int cmd_compare(const struct opt_spec *spec, int argc, char **argv)
         rc = print(models, a.csv);
         json_decref(models);
     }
-    return rc ? rc : partly ? EXIT_INTERRUPTED : EXIT_DONE;
+    return failed ? failed : rc ? rc : partly ? EXIT_INTERRUPTED : EXIT_DONE;
 }

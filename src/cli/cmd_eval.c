@@ -88,7 +88,7 @@ static int print(const json_t *r)
     return show_flush();
 }
 
-/* What was asked for, into one object. NULL: *rc, an error was shown. */
+/* What was asked for, into one object, or what was done of it. *rc: 0, or the exit status after an error was shown. */
 static json_t *evaluate(struct args *a, int *rc)
 {
     struct progress p;
@@ -120,12 +120,9 @@ static json_t *evaluate(struct args *a, int *rc)
         json_object_set_new(r, "interrupted", json_true());
         *rc = 0;
     }
-    if (*rc) {
-        json_decref(r);
-        *rc = show_error(&e);
-        return NULL;
-    }
-    *rc = EXIT_FAILED;
+    if (!*rc)
+        return r;
+    *rc = show_error(&e); /* with r: of the tasks, after what r holds was done */
     return r;
 }
 
@@ -142,13 +139,17 @@ int cmd_eval(const struct opt_spec *spec, int argc, char **argv)
         return opt_usage(spec->command, "--ppl FILE is missing (or --task, --tasks)");
     if (a.t.tasks && !a.t.data)
         return opt_usage(spec->command, "--tasks needs --data DIR, the folder of their files");
+    if (a.o.save_base && !a.o.text && !a.o.kl)
+        return opt_usage(spec->command, "--save-base needs a text to predict, --ppl FILE");
+    if (a.t.items && !a.t.file && !a.t.tasks)
+        return opt_usage(spec->command, "--items needs --task or --tasks");
     interrupt_catch();
     json_t *r = evaluate(&a, &rc);
     if (!r)
-        return rc;
+        return rc ? rc : EXIT_FAILED;
     bool stopped = json_object_get(r, "interrupted");
-    rc = show_result(r, start, a.c.json, print);
+    int shown = show_result(r, start, a.c.json, print);
     if (stopped)
         fprintf(stderr, "d2q: interrupted: the result is of what was done until then\n");
-    return rc ? rc : stopped ? EXIT_INTERRUPTED : EXIT_DONE;
+    return rc ? rc : shown ? shown : stopped ? EXIT_INTERRUPTED : EXIT_DONE;
 }

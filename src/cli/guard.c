@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -67,8 +68,11 @@ static const char *mapped_at(uintptr_t at, char *line, size_t cap)
 static void on_bus(int sig, siginfo_t *info, void *context)
 {
     static char line[4400];
+    static atomic_flag told = ATOMIC_FLAG_INIT;
     (void)sig;
     (void)context;
+    while (atomic_flag_test_and_set(&told)) /* another thread met it too, and will end the process */
+        pause();
     const char *path = mapped_at((uintptr_t)info->si_addr, line, sizeof line);
     say("\nd2q: error: ");
     say(path ? path : "a mapped file");
@@ -86,7 +90,7 @@ void guard_install(void)
     struct sigaction a;
     memset(&a, 0, sizeof a);
     a.sa_sigaction = on_bus;
-    a.sa_flags = (int)(SA_SIGINFO | SA_RESETHAND);
+    a.sa_flags = (int)SA_SIGINFO;
     sigaction(SIGBUS, &a, NULL);
 }
 

@@ -52,7 +52,7 @@ void spread_of(double *v, int64_t n, struct spread *s)
 
 struct sums {
     double nll, nll2, ref, ref2, both, dp2, dp4;
-    double nll_all;   /* over the tokens that are not compared, too */
+    double nll_all, nll2_all; /* over the tokens that are scored but not compared */
     int64_t same, n, n_all;
 };
 
@@ -165,8 +165,10 @@ static int score_window(struct pair *p, int64_t i, const struct log *log, struct
         if (pass_logits(&p->pass, p->m, t - 1, n, e))
             return -1;
         op_log_prob(p->pass.logits, n, p->m->hp.n_vocab, p->ids + t, p->logp + t);
-        for (int64_t k = t; k < t + n; k++)
+        for (int64_t k = t; k < t + n; k++) {
             p->s.nll_all -= p->logp[k];
+            p->s.nll2_all += p->logp[k] * p->logp[k];
+        }
         p->s.n_all += n;
     }
     if (!isfinite(p->s.nll_all))
@@ -280,6 +282,9 @@ static int base_windows(const struct model *m, const char *text, size_t n_text, 
     struct windows stored;
     if (!text && o->e.protocol != PROTOCOL_LLAMA)
         return err_set(e, ERR_USAGE, "%s: its own tokens are compared by protocol llama; protocol gptq needs the text", b->map.path);
+    if (o->e.protocol == PROTOCOL_GPTQ && m->tok && tokenizer_adds_bos(m->tok))
+        return err_set(e, ERR_USAGE, "%s: stored predictions follow a BOS in each window (protocol llama), protocol gptq has none: compare "
+                       "by llama, or with the model itself", b->map.path);
     if (o->save)
         return err_set(e, ERR_USAGE, "%s: stored log probabilities are the reference already, so there is nothing to save in %s",
                        b->map.path, o->save);
@@ -326,10 +331,11 @@ int eval_kl(const struct model *m, const char *text, size_t n_text, const struct
             finish(&p.s, p.kl, p.dp, r, k);
         r->tokens = k->tokens = p.s.n;
         if (!rc && p.s.n_all > 0) { /* protocol gptq beside a file, which holds second halves only */
+            double nll_err;
             r->tokens += p.s.n_all;
-            r->nll = (p.s.nll + p.s.nll_all) / (double)r->tokens;
-            r->ppl_err *= exp(r->nll) / r->ppl;
+            r->nll = mean_err(p.s.nll + p.s.nll_all, p.s.nll2 + p.s.nll2_all, r->tokens, &nll_err);
             r->ppl = exp(r->nll);
+            r->ppl_err = r->ppl * nll_err;
         }
         pass_release(&p.pass);
         pass_release(&p.ref);

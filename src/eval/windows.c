@@ -88,7 +88,7 @@ int windows_init(struct windows *w, const struct model *m, const char *text, siz
     if (max_windows < 0)
         return err_set(e, ERR_USAGE, "expected a positive number of windows, found %lld", (long long)max_windows);
     if (!m->tok)
-        return err_set(e, ERR_USAGE, "%s: there is no tokenizer, so text cannot be evaluated", m->ck->path);
+        return err_set(e, ERR_USAGE, "%s: there is no tokenizer (of a folder tokenizer.json is read), so text cannot be evaluated", m->ck->path);
     if (encode(w, m, text, n_text, protocol, rule, e))
         goto fail;
     w->n = (int64_t)w->ids.n / w->size;

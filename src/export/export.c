@@ -422,7 +422,7 @@ int export_model(const struct model *m, const char *format, const char *out_dir,
         return -1;
     warn_dropped(m, o, out_dir, log);
     int rc = x->write(m, out.tmp, o, log, e) || write_generation_config(m, out.tmp, e) ||
-             (m->tok && tokenizer_write_hf(m->tok, m->ck, out.tmp, e)) || checksums_write(out.tmp, e) ||
+             ((m->tok || (m->ck && m->ck->container == CONTAINER_HF)) && tokenizer_write_hf(m->tok, m->ck, out.tmp, e)) || checksums_write(out.tmp, e) ||
              (m->ck && checkpoint_check(m->ck, e)) ? -1 : 0;
     uint64_t total = folder_bytes(out.tmp);
     char card[4096];
@@ -434,7 +434,7 @@ int export_model(const struct model *m, const char *format, const char *out_dir,
         return -1;
     }
     if (!m->tok)
-        log_warn(log, "%s: the model has no tokenizer, so none is written", out_dir);
+        log_warn(log, "%s: the model has no tokenizer that d2q reads; what files of one there are were copied", out_dir);
     if (outdir_commit(&out, e))
         return -1;
     if (bytes)

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "base/digest.h"
+#include "base/json.h"
 #include "base/par.h"
 #include "export/weights.h"
 
@@ -304,7 +305,7 @@ int verify_model(const char *path, const struct log *log, json_t **report, struc
     k.failures = json_array();
     int rc = !k.failures ? err_nomem(e, "report", 64) : load_sums(c, &k.sums, &k.files, e) || check_all(&k, log, e) ? -1 : 0;
     if (!rc) {
-        *report = json_pack("{sssIsIsIsIsbsO}", "path", path, "tensors", (json_int_t)count_parts(c), "checksums", (json_int_t)k.n_sums,
+        *report = json_pack("{sosIsIsIsIsbsO}", "path", json_path(path), "tensors", (json_int_t)count_parts(c), "checksums", (json_int_t)k.n_sums,
                             "files", (json_int_t)k.n_files, "bytes", (json_int_t)c->data_bytes, "has_checksums", k.sums != NULL,
                             "failures", k.failures);
         rc = *report ? 0 : err_nomem(e, "report", 64);

@@ -54,6 +54,23 @@ static bool configured(const json_t *groups, int bits, bool sym, int64_t group, 
     return false;
 }
 
+/* Are all transforms part of the weights already? */
+static bool fused(const json_t *transforms)
+{
+    const json_t *group, *one;
+    const char *key;
+    size_t i;
+    if (transforms && !json_is_null(transforms) && !json_is_object(transforms))
+        return false;
+    json_object_foreach((json_t *)(uintptr_t)json_object_get(transforms, "config_groups"), key, group)
+        json_array_foreach(json_object_get(group, "apply"), i, one) {
+            const char *at = json_string_value(json_object_get(one, "location"));
+            if (!at || strncmp(at, "weight_", 7))
+                return false;
+        }
+    return true;
+}
+
 static int check_config(const struct checkpoint *c, const char *prefix, int bits, bool sym, int64_t group, int64_t n_in,
                         struct err *e)
 {
@@ -64,6 +81,9 @@ static int check_config(const struct checkpoint *c, const char *prefix, int bits
     if (!json_is_string(format) || strcmp(json_string_value(format), "pack-quantized"))
         return err_set(e, ERR_UNSUPPORTED, "%s: quantization_config: expected format \"pack-quantized\", found \"%s\"", c->path,
                        json_is_string(format) ? json_string_value(format) : "(no string)");
+    if (!fused(json_object_get(q, "transform_config")))
+        return err_set(e, ERR_UNSUPPORTED, "%s: quantization_config: transform_config asks for transforms of activations at run time, which "
+                       "d2q does not make", c->path);
     if (!configured(json_object_get(q, "config_groups"), bits, sym, group, n_in))
         return err_set(e, ERR_FORMAT, "%s: tensor %s.weight_packed holds %d bits, %s, a scale for %lld of %lld inputs, but no "
                        "group of quantization_config has such weights", c->path, prefix, bits, sym ? "symmetric" : "asymmetric",

@@ -7,6 +7,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "backend/backend.h"
+
 #define MAX_DIM (1 << 24)
 #define MAX_VOCAB (1 << 26)
 #define MAX_LAYERS (1 << 14)
@@ -135,6 +137,8 @@ static int heads(const json_t *config, int64_t kv_default, struct hparams *hp, s
     if (hp->head_dim % 2)
         return err_set(e, ERR_UNSUPPORTED, "head_dim %lld is not supported (expected an even number)",
                        (long long)hp->head_dim);
+    if (hp->head_dim > OP_HEAD_MAX)
+        return err_set(e, ERR_UNSUPPORTED, "head_dim: expected at most %d, found %lld", OP_HEAD_MAX, (long long)hp->head_dim);
     if (hp->head_dim * hp->n_head > MAX_DIM)
         return err_set(e, ERR_FORMAT, "head_dim: expected at most %d in all heads, found %lld", MAX_DIM,
                        (long long)(hp->head_dim * hp->n_head));

@@ -182,7 +182,7 @@ static int read_pre(struct tokenizer *t, const struct gguf *g, struct err *e)
     if (found < 0)
         return err_prefix(e, "%s", t->what);
     if (!found)
-        s = (struct gguf_str){ "gpt-2", 5 };
+        s = (struct gguf_str){ "default", 7 };
     if (s.n >= sizeof name)
         return err_set(e, ERR_FORMAT, "%s: tokenizer.ggml.pre: a name of %zu bytes", t->what, s.n);
     memcpy(name, s.p, s.n);

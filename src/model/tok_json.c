@@ -335,6 +335,32 @@ static int32_t named_token(const struct tokenizer *t, const json_t *config, cons
     return s ? str_map_find(t, s, strlen(s)) : -1;
 }
 
+/* One template, or {"name", "template"} of several: then the one called default, as transformers takes it. */
+static const json_t *chat_template(const json_t *config)
+{
+    const json_t *template = json_object_get(config, "chat_template"), *v;
+    size_t i;
+    json_array_foreach(template, i, v) {
+        const char *name = json_string_value(json_object_get(v, "name"));
+        if (name && !strcmp(name, "default"))
+            return json_object_get(v, "template");
+    }
+    return template;
+}
+
+/* Llama's tokenizer classes make their post-processor of these keys, whatever tokenizer.json has (DeepSeek's distilled models). */
+static void read_flags(struct tokenizer *t, const json_t *config)
+{
+    const char *class = json_string_value(json_object_get(config, "tokenizer_class"));
+    const json_t *bos = json_object_get(config, "add_bos_token"), *eos = json_object_get(config, "add_eos_token");
+    if (!class || (strcmp(class, "LlamaTokenizer") && strcmp(class, "LlamaTokenizerFast")))
+        return;
+    if (json_is_boolean(bos) && t->bos >= 0)
+        t->add_bos = json_is_true(bos);
+    if (json_is_boolean(eos) && t->eos >= 0)
+        t->add_eos = json_is_true(eos);
+}
+
 static int read_config(struct tokenizer *t, const struct checkpoint *c, struct err *e)
 {
     json_t *config, *v;
@@ -347,7 +373,8 @@ static int read_config(struct tokenizer *t, const struct checkpoint *c, struct e
     if ((id = named_token(t, config, "eos_token")) >= 0)
         t->eos = id;
     t->pad = named_token(t, config, "pad_token");
-    const json_t *template = json_object_get(config, "chat_template");
+    read_flags(t, config);
+    const json_t *template = chat_template(config);
     int rc = 0;
     if (json_is_string(template) &&
         !(t->chat_template = arena_strndup(&t->arena, json_string_value(template), json_string_length(template))))

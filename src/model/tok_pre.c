@@ -15,9 +15,13 @@ static const char regex_tekken[] =
     "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*|"
     "\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 
+/* llama.cpp's for files that do not say (before May 2024): each in turn cuts what those before left */
+static const char regex_fallback[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)";
+
 static const char *const gpt2[] = { regex_gpt2, NULL }, *const llama3[] = { regex_llama3, NULL },
                   *const qwen2[] = { regex_qwen2, NULL }, *const digits[] = { regex_digit, regex_gpt2, NULL },
-                  *const tekken[] = { regex_tekken, NULL };
+                  *const tekken[] = { regex_tekken, NULL },
+                  *const fallback[] = { "[\\p{P}\\$\\+<=>\\^~\\|]+", regex_fallback, "\\p{N}+", "[0-9][0-9][0-9]", NULL };
 
 /* formats.md 3b, "Pre-tokenizers"; of several names for the same, the first is written. */
 static const struct pre_row {
@@ -32,7 +36,7 @@ static const struct pre_row {
     { "qwen2", qwen2, false }, { "deepseek-r1-qwen", qwen2, false }, { "megrez", qwen2, false }, { "stablelm2", qwen2, false },
     { "smollm", digits, false }, { "starcoder", digits, false }, { "refact", digits, false },
     { "codeshell", digits, false }, { "exaone", digits, false }, { "minerva-7b", digits, false },
-    { "tekken", tekken, true },
+    { "tekken", tekken, true }, { "default", fallback, false },
 };
 
 #define N_PRE_ROWS (sizeof pre_table / sizeof *pre_table)

@@ -45,8 +45,8 @@ bool tokenizer_adds_bos(const struct tokenizer *t);
 bool tokenizer_is_eog(const struct tokenizer *t, int32_t id); /* ends generation (eos, eot, im_end...) */
 const char *tokenizer_chat_template(const struct tokenizer *t); /* Jinja text or NULL */
 
-/* tokenizer.json, tokenizer_config.json, special_tokens_map.json into folder dir: copied when the
- * checkpoint is a Hugging Face folder, made from the metadata when it is a GGUF file. transformers'
+/* tokenizer.json, tokenizer_config.json, special_tokens_map.json into folder dir: copied, with other files of a tokenizer, when the
+ * checkpoint is a Hugging Face folder (t NULL allowed then), made from the metadata when it is a GGUF file. transformers'
  * AutoTokenizer loads them and gives the same ids. */
 int tokenizer_write_hf(const struct tokenizer *t, const struct checkpoint *c, const char *dir, struct err *e);
 

@@ -147,7 +147,7 @@ int calib_from_file(struct calib *c, const struct model *m, const char *path, in
     struct token_list ids = { 0 };
     memset(c, 0, sizeof *c);
     if (!m->tok)
-        return err_set(e, ERR_UNSUPPORTED, "%s: has no tokenizer, so calibration text cannot be read", m->ck->path);
+        return err_set(e, ERR_UNSUPPORTED, "%s: has no tokenizer (of a folder tokenizer.json is read), so calibration text cannot be read", m->ck->path);
     if (file_read(path, MAX_TEXT, &buf, &size, e))
         return -1;
     int rc = is_jsonl(buf, size) ? read_jsonl(&t, buf, size, path, e) : text_add(&t, buf, size, e);

@@ -7,16 +7,28 @@
 #include "report/page.h"
 #include "report/report.h"
 
+/* Would o say something else of what the row has? */
+static bool disagree(const json_t *row, const json_t *o)
+{
+    const json_t *scores = json_object_get(row, "scores"), *tasks = json_object_get(o, "tasks"), *task;
+    size_t i;
+    if (json_object_get(o, "ppl") && json_object_get(row, "ppl"))
+        return true;
+    if (json_array_size(tasks) && json_object_size(scores) && (json_object_get(o, "acc_average") || json_object_get(row, "acc_average")))
+        return true; /* an average is that of one run's tasks */
+    json_array_foreach(tasks, i, task)
+        if (json_object_get(scores, html_str(task, "task")))
+            return true;
+    return false;
+}
+
 /* A row of the model that has none of the keys of o; else a new one. */
 static json_t *row_for(json_t *rows, const char *model, const json_t *o)
 {
     json_t *row;
     size_t i;
     json_array_foreach(rows, i, row) {
-        bool free = !strcmp(html_str(row, "model"), model);
-        if (json_object_get(o, "ppl") && json_object_get(row, "ppl"))
-            free = false;
-        if (free)
+        if (!strcmp(html_str(row, "model"), model) && !disagree(row, o))
             return row;
     }
     row = json_pack("{ssso}", "model", model, "scores", json_object());

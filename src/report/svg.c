@@ -54,7 +54,7 @@ void plot_open(struct plot *p, struct text *t, const char *label, double lo, dou
         for (int i = 0; i <= 10 && p->lo + i * step <= p->hi + step / 2; i++)
             grid_line(p, fabs(p->lo + i * step) < step / 2 ? 0 : p->lo + i * step);
     bool few = log10(p->hi / p->lo) < 2.5;
-    for (double decade = pow(10, floor(log10(p->lo) + 1e-9)); log && decade <= p->hi * 1.001; decade *= 10)
+    for (double decade = pow(10, floor(log10(p->lo) + 1e-9)); log && isfinite(decade) && decade <= p->hi * 1.001; decade *= 10)
         for (int k = 0; k < (few ? 3 : 1); k++) {
             double v = decade * (double[]){ 1, 2, 5 }[k];
             if (v >= p->lo * 0.999 && v <= p->hi * 1.001)

@@ -87,7 +87,7 @@ int session_run(const struct model *m, const char *prompt, size_t n, const struc
     struct token_list ids = { 0 };
     struct session s;
     if (!m->tok)
-        return err_set(e, ERR_USAGE, "%s: there is no tokenizer, so text cannot be generated", m->ck->path);
+        return err_set(e, ERR_USAGE, "%s: there is no tokenizer (of a folder tokenizer.json is read), so text cannot be generated", m->ck->path);
     if (o->max_new < 0 || o->max_new > INT32_MAX)
         return err_set(e, ERR_USAGE, "%lld new tokens make no sense", (long long)o->max_new);
     int rc = tokenizer_encode(m->tok, prompt, n, true, true, &ids, e);
