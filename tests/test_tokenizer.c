@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -169,6 +170,8 @@ static void test_long_piece(void **state)
 
 /* ---- llama.cpp's vocabularies ------------------------------------------------------------- */
 
+#define MARK "\n__ggml_vocab_test__\n"
+
 static const char *const vocabs[] = { "gpt-2", "llama-bpe", "llama-spm", "qwen2", "starcoder", "refact", "mpt", "phi-3" };
 
 static void vocab_file(const char *dir, const char *name)
@@ -178,7 +181,6 @@ static void vocab_file(const char *dir, const char *name)
     struct checkpoint c;
     struct tokenizer *t;
     struct err e = { 0 };
-    const char *mark = "\n__ggml_vocab_test__\n";
     snprintf(path, sizeof path, "%s/models/ggml-vocab-%s.gguf", dir, name);
     snprintf(in, sizeof in, "%s.inp", path);
     snprintf(out, sizeof out, "%s.out", path);
@@ -186,7 +188,7 @@ static void vocab_file(const char *dir, const char *name)
         fail_msg("%s", e.msg);
     char *at = text, *want = ids;
     for (int k = 0; at; k++) {
-        char *end = strstr(at, mark);
+        char *end = strstr(at, MARK);
         struct token_list l = encode(t, at, end ? (size_t)(end - at) : strlen(at), false, false);
         char *line = strchr(want, '\n');
         for (size_t i = 0; i < l.n; i++)
@@ -195,12 +197,68 @@ static void vocab_file(const char *dir, const char *name)
         if (line && strspn(want, " ") < (size_t)(line - want))
             fail_msg("%s: text %d: too few tokens", name, k);
         want = line ? line + 1 : want;
-        at = end ? end + strlen(mark) : NULL;
+        at = end ? end + strlen(MARK) : NULL;
         mem_free(l.ids);
     }
     mem_free(text);
     mem_free(ids);
     unload(&c, t);
+}
+
+/* A file of before tokenizer.ggml.pre: cut as llama.cpp cuts it (build/bin/llama-tokenize there). */
+static void vocab_without_pre(const char *dir, const char *name)
+{
+    static const char key[] = "tokenizer.ggml.pre";
+    const char *scratch = scratch_dir(), *vocab = scratch_path(scratch, "v.gguf"), *part = scratch_path(scratch, "text");
+    char path[1024], command[2048], *file, *text;
+    size_t n, m;
+    struct checkpoint c;
+    struct tokenizer *t;
+    struct err e = { 0 };
+    snprintf(path, sizeof path, "%s/models/ggml-vocab-%s.gguf", dir, name);
+    assert_int_equal(file_read(path, 1 << 26, &file, &n, &e), 0);
+    char *at = memmem(file, n, key, sizeof key - 1);
+    assert_non_null(at);
+    at[sizeof key - 2] = 'x';
+    scratch_write(vocab, file, n);
+    mem_free(file);
+    snprintf(path + strlen(path), sizeof path - strlen(path), ".inp");
+    if (load(vocab, &c, &t, &e) || file_read(path, 1 << 20, &text, &m, &e))
+        fail_msg("%s", e.msg);
+    snprintf(command, sizeof command, "%s/build/bin/llama-tokenize -m %s -f %s --ids --no-bos --no-parse-special 2>%s/err", dir, vocab, part, scratch);
+    for (char *p = text, *end; p; p = end ? end + strlen(MARK) : NULL) {
+        end = strstr(p, MARK);
+        size_t len = end ? (size_t)(end - p) : strlen(p), i = 0;
+        scratch_write(part, p, len);
+        struct token_list l = encode(t, p, len, false, false);
+        FILE *f = popen(command, "r");
+        assert_non_null(f);
+        int id;
+        for (; fscanf(f, "%*[[, ]%d", &id) == 1; i++)
+            if (i >= l.n || l.ids[i] != id)
+                fail_msg("%s without a pre-tokenizer: token %zu of '%.*s' differs", name, i, (int)len, p);
+        assert_int_equal(pclose(f), 0);
+        assert_int_equal(i, l.n);
+        mem_free(l.ids);
+    }
+    mem_free(text);
+    unload(&c, t);
+    scratch_remove(scratch);
+}
+
+static void test_llama_cpp_without_pre(void **state)
+{
+    (void)state;
+    const char *dir = getenv("D2Q_LLAMA_CPP");
+    char tool[1024];
+    snprintf(tool, sizeof tool, "%s/build/bin/llama-tokenize", dir ? dir : "");
+    if (!dir || access(tool, X_OK)) {
+        print_message("skip: D2Q_LLAMA_CPP does not name a vendor/llama.cpp that has build/bin/llama-tokenize\n");
+        skip();
+    }
+    vocab_without_pre(dir, "gpt-2");
+    vocab_without_pre(dir, "llama-bpe");
+    vocab_without_pre(dir, "qwen2");
 }
 
 static void test_llama_cpp_vocabs(void **state)
@@ -340,6 +398,7 @@ int main(void)
         cmocka_unit_test(test_specials),
         cmocka_unit_test(test_long_piece),
         cmocka_unit_test(test_llama_cpp_vocabs),
+        cmocka_unit_test(test_llama_cpp_without_pre),
         cmocka_unit_test(test_config),
         cmocka_unit_test(test_broken_json),
         cmocka_unit_test(test_damaged_json),
