@@ -20,6 +20,9 @@
  * are borrowed for the call. The library never prints, exits or changes signal handlers; it reports through a log
  * callback. A model is used by one thread at a time; different models by different threads; the work of
  * a call is spread over threads itself (d2q_set_threads). Results do not depend on the number of threads.
+ * After a d2q_quantize that failed or was cancelled the model may be half of one and half of the other: what it is asked for then
+ * is refused, close it and open it again. d2q_set_threads is not called while another call runs, and no call is made in a
+ * child process that was forked after the first.
  * D2Q_CPU=generic|avx2|avx512|amx|neon in the environment forces the instruction set. */
 #ifndef D2QUANT_H
 #define D2QUANT_H
@@ -107,7 +110,7 @@ typedef struct d2q_quantize_options {
     int kept_f32;         /* what is not quantized is rounded to F16 (0) or F32 (1), or kept as it is, but F32 embeddings as
                            * F16 (2, for GGUF): what the output stores */
     const char *histogram; /* matrix (its Hugging Face name) whose values before and after the result counts; NULL: the one with the largest error */
-    const char *work;     /* folder that keeps each finished block, so that the same call goes on after any end; NULL: none */
+    const char *work;     /* folder that keeps each finished block, so that the same call on the model opened again goes on; NULL: none */
     int fresh;            /* what is in it is thrown away first */
     int spill;            /* hidden states and the output so far lie in unnamed files in work, in memory only while they are used */
     d2q_log_fn log;

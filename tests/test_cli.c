@@ -432,6 +432,15 @@ static void test_target_size_tied(void **state)
     }
 }
 
+/* Fewer tokens than the head is measured by. */
+static void test_target_size_of_few_tokens(void **state)
+{
+    (void)state;
+    json_t *j = json_of(d2q("quantize " LLAMA " -o %s/few.gguf --target-size 150000 --json --nsamples 1 --seqlen 32 --calib " TEXT, dir), NULL);
+    assert_true(number(j, "bytes") <= 150000);
+    json_decref(j);
+}
+
 /* What is allowed and hardly meant is said. */
 static void test_plan_notes(void **state)
 {
@@ -738,6 +747,7 @@ int main(void)
         cmocka_unit_test(test_card_and_loads),
         cmocka_unit_test(test_dry_run),
         cmocka_unit_test(test_target_size_tied),
+        cmocka_unit_test(test_target_size_of_few_tokens),
         cmocka_unit_test(test_plan_notes),
         cmocka_unit_test(test_rotate_auto),
         cmocka_unit_test(test_threads),

@@ -353,6 +353,20 @@ static void test_bad_numbers(void **state)
     assert_non_null(strstr(e.msg, "at position 70: expected 0 to"));
     quant_result_release(&res);
     c.ids[70] = id;
+    model_free(m);
+    m = open_model(MODELS "llama");
+    float norm[64];
+    const float *as_read = m->layers[1].attn_norm;
+    assert_true(m->hp.n_embd <= 64);
+    memcpy(norm, as_read, (size_t)m->hp.n_embd * sizeof *norm);
+    norm[5] = NAN;
+    m->layers[1].attn_norm = norm;
+    o.rotate = true; /* takes the norms into the matrices */
+    assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), -1);
+    assert_non_null(strstr(e.msg, "block 1: NaN or Inf in value 5 of the norm before attention"));
+    quant_result_release(&res);
+    m->layers[1].attn_norm = as_read; /* refused before anything was changed */
+    o.rotate = false;
     assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), 0);
     quant_result_release(&res);
     assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), -1);
@@ -374,6 +388,10 @@ static void test_options(void **state)
     assert_true(o.dsq && o.dac && !o.dac_accept && o.alpha == 0 && o.beta == 0 && o.dsq_init == DSQ_ONES && o.dsq_rounds == 5);
     o = options("d2quant", "default", 5, 128);
     assert_int_equal(quant_options_check(&o, &e), -1);
+    o = options("d2quant", "default", 3, 8);
+    assert_int_equal(quant_keep_add(&o, "*.down_proj=portable", &e), 0);
+    assert_int_equal(quant_options_check(&o, &e), -1); /* as --grid portable would be */
+    assert_non_null(strstr(e.msg, "down_proj"));
     o = options("gptq", "default", 2, 128);
     o.dsq = true;
     assert_int_equal(quant_options_check(&o, &e), -1);
@@ -398,6 +416,9 @@ static void test_cancel(void **state)
     make_calib(&c, m, 4, 64);
     assert_int_equal(quantize_model(m, &o, &c, &log, NULL, NULL, &res, &e), -1);
     assert_int_equal(e.code, ERR_CANCELLED);
+    quant_result_release(&res);
+    assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), -1); /* half of it is quantized */
+    assert_non_null(strstr(e.msg, "open it again"));
     quant_result_release(&res);
     calib_release(&c);
     model_free(m);

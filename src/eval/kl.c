@@ -319,6 +319,8 @@ int eval_kl(const struct model *m, const char *text, size_t n_text, const struct
     double start = log_now();
     memset(r, 0, sizeof *r);
     memset(k, 0, sizeof *k);
+    if (model_whole(m, e) || (o->ref && model_whole(o->ref, e)))
+        return -1;
     if (o->base ? base_windows(m, text, n_text, o, &w, e)
                 : windows_init(&w, m, text, n_text, o->e.protocol, o->e.rule, o->e.ctx, o->e.max_windows, e))
         return -1;

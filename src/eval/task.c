@@ -342,6 +342,8 @@ int task_run(const struct model *m, const char *name, const char *path, const st
     struct task t = { .path = path, .m = m, .o = o };
     double t0 = log_now();
     memset(r, 0, sizeof *r);
+    if (model_whole(m, e))
+        return -1;
     if (!m->tok)
         return err_set(e, ERR_UNSUPPORTED, "%s: has no tokenizer, which tasks need", m->ck->path);
     arena_init(&t.arena);

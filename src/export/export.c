@@ -411,7 +411,7 @@ int export_model(const struct model *m, const char *format, const char *out_dir,
     struct outdir out;
     o = o ? o : &defaults;
     const struct exporter *x = exporter_by_name(format, e);
-    if (!x || x->carries(m, o, NULL, e))
+    if (!x || model_whole(m, e) || x->carries(m, o, NULL, e))
         return -1;
     if (x->file)
         return export_file(x, m, out_dir, o, log, bytes, e);

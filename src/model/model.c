@@ -319,6 +319,11 @@ void model_forget_repacked(const struct model *m)
         packed_slot_release(&m->slots[i]);
 }
 
+int model_whole(const struct model *m, struct err *e)
+{
+    return m->unfinished ? err_set(e, ERR_USAGE, "%s: quantizing this model was cut off: open it again", m->ck->path) : 0;
+}
+
 void model_free(struct model *m)
 {
     if (!m)

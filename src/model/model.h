@@ -61,11 +61,14 @@ struct model {
     float rope_attn_scale;   /* factor on cos and sin, 1 but for some scalings */
     struct layer *layers;    /* n_layer */
     struct packed_slot *slots; /* of each linear of each layer, then lm_head */
+    bool unfinished;         /* quantizing began and did not end (model_whole) */
 };
 
 /* Unknown architectures and options are refused by name; NaN is not looked for here. */
 int model_open(struct model **out, const char *path, struct err *e);
 void model_free(struct model *m);
+/* -1 with an error: quantizing it was cut off, so it is neither the model that was read nor the one that was to be. */
+int model_whole(const struct model *m, struct err *e);
 /* Gives back what generating text repacked (packed_lanes.c); it is made again when it is needed. */
 void model_forget_repacked(const struct model *m);
 

@@ -249,6 +249,7 @@ static int head(struct mix *k, const struct quant_options *o, struct choice *c, 
     float *x = mem_alloc((size_t)(2 * HEAD_TOKENS * k->d), sizeof *x);
     int rc = logits && x ? 0 : err_nomem(e, "logits", (size_t)(HEAD_TOKENS * m->hp.n_vocab) * sizeof *logits);
     bool wanted = c && !quant_grid_kept(o, c->name, k->d, &g);
+    int64_t asked = 0;
     for (int64_t t = 0; !rc && t < k->n_tok; t += HEAD_TOKENS) {
         int64_t n = k->n_tok - t < HEAD_TOKENS ? k->n_tok - t : HEAD_TOKENS;
         float *dx = x + HEAD_TOKENS * k->d;
@@ -256,13 +257,15 @@ static int head(struct mix *k, const struct quant_options *o, struct choice *c, 
         for (int64_t i = 0; !rc && i < n; i++)
             draw(logits + i * m->hp.n_vocab, m->hp.n_vocab, &rng);
         /* few tokens tell enough of the widest matrix there is */
-        if (!rc && wanted && t / HEAD_TOKENS % 4 == 0)
+        if (!rc && wanted && t / HEAD_TOKENS % 4 == 0) {
             rc = measure(k, c, &m->lm_head, x, logits, n, e);
+            asked += n;
+        }
         rc = rc || bwd_linear(&m->lm_head, logits, n, dx, false, e) ||
              bwd_rmsnorm(h + t * k->d, m->out_norm, dx, n, k->d, m->hp.rms_eps, k->dh + t * k->d, false, NULL, e) ? -1 : 0;
     }
     for (int i = 0; wanted && i < c->n; i++) /* as if all had been asked */
-        c->loss[i] *= (double)k->n_tok / (double)((k->n_tok / HEAD_TOKENS + 3) / 4 * HEAD_TOKENS);
+        c->loss[i] *= (double)k->n_tok / (double)asked;
     mem_free(logits);
     mem_free(x);
     return rc;

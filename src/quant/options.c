@@ -51,13 +51,23 @@ bool quant_float_path(const struct quant_options *o)
     return o->alpha > 0 || o->beta > 0 || o->dac || o->tune > 0;
 }
 
-int quant_options_check(const struct quant_options *o, struct err *e)
+static int check_grid(const struct quant_options *o, enum grid_id grid, struct err *e)
 {
-    if (grid_table[o->grid].type == DT_QMAT && (o->bits < 2 || o->bits > 4))
+    if (grid_table[grid].type == DT_QMAT && (o->bits < 2 || o->bits > 4))
         return err_set(e, ERR_USAGE, "bits: expected 2, 3 or 4, found %d", o->bits);
-    if (o->grid == GRID_portable && (o->bits > 3 || o->group <= 0 || o->group % 16 || (o->group < 256 && 256 % o->group)))
+    if (grid == GRID_portable && (o->bits > 3 || o->group <= 0 || o->group % 16 || (o->group < 256 && 256 % o->group)))
         return err_set(e, ERR_USAGE, "grid portable: expected 2 or 3 bits and a group of 16, 32, 64, 128 or a multiple of 256, "
                        "found %d bits and group %d", o->bits, o->group);
+    return 0;
+}
+
+int quant_options_check(const struct quant_options *o, struct err *e)
+{
+    if (check_grid(o, o->grid, e))
+        return -1;
+    for (int i = 0; i < o->n_keep; i++)
+        if (check_grid(o, o->keep[i].grid, e))
+            return err_prefix(e, "keep %s", o->keep[i].pattern);
     if (o->zero_min < 0 || o->zero_min > 1)
         return err_set(e, ERR_USAGE, "zero_min: expected 0 or 1, found %d", o->zero_min);
     if (o->damp < 0 || o->damp > 1 || o->prop_damp < 0)

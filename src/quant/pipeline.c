@@ -177,10 +177,17 @@ static int check_vector(const char *what, int64_t layer, const float *v, int64_t
     return bad < 0 ? 0 : err_set(e, ERR_NUMERIC, "block %lld: NaN or Inf in value %lld of %s", (long long)layer, (long long)bad, what);
 }
 
+static int check_tables(const struct model *m, struct err *e)
+{
+    return check_matrix(m, &m->tok_embd, e) || (!m->hp.tied && check_matrix(m, &m->lm_head, e)) ? -1 : 0;
+}
+
 int quant_check_model(const struct model *m, const struct quant_options *o, struct err *e)
 {
     static const char *const tables[] = { "model.embed_tokens", "lm_head" };
     struct grid g;
+    if (model_whole(m, e))
+        return -1;
     for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
         const struct tensor *w = &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w;
         if (w->type == DT_QMAT)
@@ -196,8 +203,7 @@ int quant_check_model(const struct model *m, const struct quant_options *o, stru
 int quant_check_weights(const struct model *m, struct err *e)
 {
     const struct hparams *hp = &m->hp;
-    if (check_matrix(m, &m->tok_embd, e) || (!hp->tied && check_matrix(m, &m->lm_head, e)) ||
-        check_vector("the last norm", hp->n_layer, m->out_norm, hp->n_embd, e))
+    if (check_tables(m, e) || check_vector("the last norm", hp->n_layer, m->out_norm, hp->n_embd, e))
         return -1;
     for (int64_t i = 0; i < hp->n_layer; i++) {
         const struct layer *l = &m->layers[i];
@@ -309,8 +315,8 @@ static int stage_qkv(struct block *b, struct err *e)
         fwd_attn_in(r->m, &b->ff, s.hq, s.n, r->fq.x);
         if (s.hf)
             fwd_attn_in(r->m, &b->ff, s.hf, s.n, r->ff.x);
-        rc = (i < r->n_fit && stats_add(&st, r->fq.x, s.hf ? r->ff.x : NULL, NULL, NULL, s.n, e)) ||
-             (b->boa && boa_add(b->boa, r->m, &b->ff, &r->fq, r->fq.x, s.n, e)) || tick(b, "q,k,v", 0, i, e);
+        rc = (i < r->n_fit && (stats_add(&st, r->fq.x, s.hf ? r->ff.x : NULL, NULL, NULL, s.n, e) ||
+                               (b->boa && boa_add(b->boa, r->m, &b->ff, &r->fq, r->fq.x, s.n, e)))) || tick(b, "q,k,v", 0, i, e);
     }
     r->res->seconds_stats += log_now() - t0;
     rc = rc || block_solve(b, ROLE_Q, 3, &st, e);
@@ -589,7 +595,12 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
         arena_spill(&r.arena, work->dir);
         arena_spill(&m->arena, work->dir); /* until the end of this function */
     }
-    int rc = o->rotate ? rotator_init(&r.rot, m, o->kept == DT_F16 || o->kept_packed ? DT_F16 : DT_F32, ROTATE_SEED, e) : 0;
+    int rc = quant_check_weights(m, e); /* as they were read: rotation hides the norms' */
+    if (!rc) {
+        m->unfinished = true;
+        if (o->rotate)
+            rc = rotator_init(&r.rot, m, o->kept == DT_F16 || o->kept_packed ? DT_F16 : DT_F32, ROTATE_SEED, e) || check_tables(m, e) ? -1 : 0;
+    }
     r.embd = m->tok_embd;
     r.float_head = m->lm_head;
     r.float_norm = m->out_norm;
@@ -602,8 +613,8 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
     }
     res->tensors = arena_zalloc(&res->arena, (size_t)(hp->n_layer * ROLE_COUNT), sizeof *res->tensors);
     res->blocks = arena_zalloc(&res->arena, (size_t)hp->n_layer, sizeof *res->blocks);
-    if (!rc)
-        rc = res->tensors && res->blocks ? quant_check_weights(m, e) : err_nomem(e, "results", 0);
+    if (!rc && (!res->tensors || !res->blocks))
+        rc = err_nomem(e, "results", 0);
     if (!rc && o->kept == DT_F16)
         rc = round_kept(m, o, e);
     else if (!rc && (o->kept_packed || o->n_keep))
@@ -622,6 +633,7 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
         bits += k * res->tensors[i].bpw;
         n += k;
     }
+    m->unfinished = m->unfinished && rc;
     res->bpw = n > 0 ? bits / n : 0;
     res->seconds = log_now() - t0;
     fwd_release(&r.fq);

@@ -86,6 +86,8 @@ int session_run(const struct model *m, const char *prompt, size_t n, const struc
 {
     struct token_list ids = { 0 };
     struct session s;
+    if (model_whole(m, e))
+        return -1;
     if (!m->tok)
         return err_set(e, ERR_USAGE, "%s: there is no tokenizer (of a folder tokenizer.json is read), so text cannot be generated", m->ck->path);
     if (o->max_new < 0 || o->max_new > INT32_MAX)
