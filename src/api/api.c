@@ -1,12 +1,12 @@
 /* api: opening, tables, inspection. */
 #include "api/api.h"
-#include "base/json.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "backend/backend.h"
 #include "backend/bench.h"
+#include "base/json.h"
 #include "base/par.h"
 #include "eval/task.h"
 #include "model/family.h"

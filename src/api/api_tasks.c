@@ -2,7 +2,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "api/api.h"
 #include "base/json.h"
@@ -48,13 +47,10 @@ static int run_one(struct run *u, const char *name, const char *path, const stru
     return json_array_append_new(u->list, task_json(name, info, &u->o, &r));
 }
 
-/* Is there a file to read, and are there examples if any are asked for? */
 static int check_one(struct run *u, const char *name, const char *path, const struct task_info *info, struct err *e)
 {
     (void)info;
-    if (u->o.shots && strcmp(name, "mmlu"))
-        return err_set(e, ERR_USAGE, "%s: only mmlu has examples for --shots", path);
-    return access(path, R_OK) ? err_errno(e, "%s", path) : 0;
+    return task_check(name, path, &u->o, e);
 }
 
 typedef int task_fn(struct run *u, const char *name, const char *path, const struct task_info *info, struct err *e);
@@ -113,8 +109,6 @@ int d2q_tasks(d2q_model *dm, const d2q_task_options *in, char **json, d2q_error 
         rc = err_set(&e, ERR_IO, "%s: %s", in->items, strerror(errno));
     if (!rc && in->tasks && !in->data)
         rc = err_set(&e, ERR_USAGE, "tasks by name need the folder of their files");
-    if (!rc && in->shots && in->shots != 5)
-        rc = err_set(&e, ERR_USAGE, "shots: expected 0 or 5, found %d", in->shots);
     if (!rc && in->tasks) /* all of them before the first takes its time */
         rc = each_named(&u, check_one, in->tasks, in->data, &e);
     if (!rc && in->file)

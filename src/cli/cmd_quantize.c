@@ -194,14 +194,14 @@ static double dir_bytes(const char *dir)
 }
 
 /* What the work folder may still take; 0 where it shares no disk with OUT, and is asked by itself: -1, a message was shown. */
-static double work_room(const struct args *a, const json_t *plan)
+static double work_room(const struct args *a, const json_t *plan, dev_t out_disk)
 {
     if (!a->q.work)
         return 0;
-    dev_t disk = 0, out_disk = 0;
+    dev_t disk = 0;
     double need = show_num(plan, "work_bytes") - dir_bytes(a->q.work), free = disk_free(a->q.work, &disk);
     need = need < 0 ? 0 : need;
-    if (free < 0 || (disk_free(a->out, &out_disk) >= 0 && disk == out_disk))
+    if (free < 0 || disk == out_disk)
         return need;
     if (a->dry_run || need <= free)
         return 0;
@@ -285,13 +285,13 @@ static json_t *make_plan(const struct opt_spec *spec, d2q_model *m, struct args 
     if (!plan || json_object_set_new(plan, "outputs", outputs))
         return NULL;
     int refused = ask_formats(m, a, outputs);
-    dev_t disk;
+    dev_t disk = 0; /* of none, where that is not known */
     double free = disk_free(a->out, &disk), need = 0;
     for (int i = 0; i < a->formats.n; i++) /* hf holds every weight as F32 */
         need += !strcmp(a->formats.v[i], "hf")     ? 4 * show_num(plan, "parameters")
                 : !strcmp(a->formats.v[i], "gguf") ? show_num(plan, "gguf_bytes")
                                                    : show_num(plan, "bytes");
-    double room = work_room(a, plan);
+    double room = work_room(a, plan, disk);
     if (room < 0) {
         json_decref(plan);
         return NULL;

@@ -282,9 +282,8 @@ static int base_windows(const struct model *m, const char *text, size_t n_text, 
     struct windows stored;
     if (!text && o->e.protocol != PROTOCOL_LLAMA)
         return err_set(e, ERR_USAGE, "%s: its own tokens are compared by protocol llama; protocol gptq needs the text", b->map.path);
-    if (o->e.protocol == PROTOCOL_GPTQ && m->tok && tokenizer_adds_bos(m->tok))
-        return err_set(e, ERR_USAGE, "%s: stored predictions follow a BOS in each window (protocol llama), protocol gptq has none: compare "
-                       "by llama, or with the model itself", b->map.path);
+    if (windows_storable(m, o->e.protocol, b->map.path, e))
+        return -1;
     if (o->save)
         return err_set(e, ERR_USAGE, "%s: stored log probabilities are the reference already, so there is nothing to save in %s",
                        b->map.path, o->save);

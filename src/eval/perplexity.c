@@ -93,11 +93,8 @@ int eval_perplexity(const struct model *m, const char *text, size_t n_text, cons
     struct windows w;
     double start = log_now();
     memset(r, 0, sizeof *r);
-    if (model_whole(m, e))
+    if (model_whole(m, e) || (o->save && windows_storable(m, o->protocol, o->save, e)))
         return -1;
-    if (o->save && o->protocol == PROTOCOL_GPTQ && m->tok && tokenizer_adds_bos(m->tok))
-        return err_set(e, ERR_USAGE, "%s: stored predictions follow a BOS in each window, which this tokenizer has and protocol gptq leaves "
-                       "out: store them by protocol llama", o->save);
     if (windows_init(&w, m, text, n_text, o->protocol, o->rule, o->ctx, o->max_windows, e))
         return -1;
     struct scorer s = { .m = m, .w = &w };

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/file.h"
 #include "base/json.h"
@@ -318,8 +319,6 @@ static int load(struct task *t, bool mmlu, struct err *e)
             return err_nomem(e, t->path, 256);
         if (each_line(t, path, add_example, 0, e))
             return -1;
-    } else if (t->o->shots) {
-        return err_set(e, ERR_USAGE, "%s: only mmlu has examples for --shots", t->path);
     }
     if (each_line(t, t->path, add_item, t->o->limit, e))
         return -1;
@@ -336,13 +335,22 @@ static int load(struct task *t, bool mmlu, struct err *e)
     return 0;
 }
 
+int task_check(const char *name, const char *path, const struct task_options *o, struct err *e)
+{
+    if (o->shots && o->shots != 5)
+        return err_set(e, ERR_USAGE, "shots: expected 0 or 5, found %d", o->shots);
+    if (o->shots && strcmp(name, "mmlu"))
+        return err_set(e, ERR_USAGE, "%s: only mmlu has examples for --shots", path);
+    return access(path, R_OK) ? err_errno(e, "%s", path) : 0;
+}
+
 int task_run(const struct model *m, const char *name, const char *path, const struct task_options *o, const struct log *log,
              struct task_result *r, struct err *e)
 {
     struct task t = { .path = path, .m = m, .o = o };
     double t0 = log_now();
     memset(r, 0, sizeof *r);
-    if (model_whole(m, e))
+    if (model_whole(m, e) || task_check(name, path, o, e))
         return -1;
     if (!m->tok)
         return err_set(e, ERR_UNSUPPORTED, "%s: has no tokenizer, which tasks need", m->ck->path);

@@ -36,6 +36,8 @@ struct task_result {
     bool interrupted; /* cancelled: of the n items that were done */
 };
 
+/* Can it be run at all: the file, and examples where o asks for them? Cheap: for asking before other tasks take their time. */
+int task_check(const char *name, const char *path, const struct task_options *o, struct err *e);
 /* path: a JSONL file. MMLU finds its descriptions and examples in mmlu_fewshot.jsonl beside it. */
 int task_run(const struct model *m, const char *name, const char *path, const struct task_options *o, const struct log *log,
              struct task_result *r, struct err *e);

@@ -108,6 +108,13 @@ fail:
     return -1;
 }
 
+int windows_storable(const struct model *m, enum eval_protocol protocol, const char *path, struct err *e)
+{
+    return protocol == PROTOCOL_GPTQ && m->tok && tokenizer_adds_bos(m->tok)
+               ? err_set(e, ERR_USAGE, "%s: stored predictions follow a BOS in each window (protocol llama), protocol gptq has none: take "
+                         "llama, or compare with the model itself", path) : 0;
+}
+
 void windows_release(struct windows *w)
 {
     mem_free(w->ids.ids);

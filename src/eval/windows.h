@@ -30,6 +30,8 @@ struct windows {
 int windows_init(struct windows *w, const struct model *m, const char *text, size_t n_text,
                  enum eval_protocol protocol, enum eval_rule rule, int64_t ctx, int64_t max_windows,
                  struct err *e);
+/* -1: predictions made so do not belong into the file `path`, nor beside it: m begins a text with BOS and the protocol leaves it out. */
+int windows_storable(const struct model *m, enum eval_protocol protocol, const char *path, struct err *e);
 void windows_release(struct windows *w);
 /* The i-th window's tokens, into ids (size). */
 void windows_get(const struct windows *w, int64_t i, int32_t *ids);

@@ -303,10 +303,12 @@ static int card_name(const char *path, char *out, size_t cap, struct err *e)
     return (size_t)snprintf(out, cap, "%.*s.md", (int)end, path) < cap ? 0 : err_set(e, ERR_USAGE, "%s: path is too long", path);
 }
 
-/* A card that is there must be one of ours (its tags say so). */
-static int check_card(const char *path, struct err *e)
+/* A card that lies beside the file must be one of ours (its tags say so). */
+static int check_card(const char *file, struct err *e)
 {
-    char text[512] = "";
+    char text[512] = "", path[4096];
+    if (card_name(file, path, sizeof path, e))
+        return -1;
     FILE *f = fopen(path, "rb");
     size_t n = f ? fread(text, 1, sizeof text - 1, f) : 0;
     if (f)
@@ -325,8 +327,7 @@ int export_target(const struct model *m, const char *format, const char *path, s
     const struct exporter *x = exporter_by_name(format, e);
     char parent[4096];
     size_t n = strlen(path);
-    char card[4096];
-    if (!x || (x->file ? check_file : check_target)(m, path, e) || (x->file && (card_name(path, card, sizeof card, e) || check_card(card, e))))
+    if (!x || (x->file ? check_file : check_target)(m, path, e) || (x->file && check_card(path, e)))
         return -1;
     while (n > 1 && path[n - 1] == '/')
         n--;
@@ -379,7 +380,7 @@ static int export_file(const struct exporter *x, const struct model *m, const ch
     if ((size_t)snprintf(tmp, sizeof tmp, "%s.unverified-%ld", path, (long)getpid()) >= sizeof tmp)
         return err_set(e, ERR_USAGE, "%s: path is too long", path);
     if (check_file(m, path, e) || card_name(path, card, sizeof card, e) || card_name(tmp, card_tmp, sizeof card_tmp, e) ||
-        (o->card && check_card(card, e)))
+        (o->card && check_card(path, e)))
         return -1;
     file_sweep(path);
     int rc = x->write(m, tmp, o, log, e), n = rc ? 0 : count_parts(tmp);

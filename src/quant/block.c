@@ -104,21 +104,13 @@ static int check_range(const char *name, const float *w, int64_t n_out, int64_t 
 /* A matrix that is not quantized: its values as grid g (a float type) stores them. */
 static int keep_float(struct block *b, enum role role, const struct grid *g, struct quant_tensor *t, struct err *e)
 {
-    size_t n = (size_t)(t->n_out * t->n_in), width = g->type == DT_F32 ? sizeof(float) : sizeof(uint16_t);
     const float *w = b->ff.lin[role].w.data;
-    if (g->type == DT_F16 && check_range(t->name, w, t->n_out, t->n_in, e))
+    struct tensor *to = &b->fq->lin[role].w, out;
+    if ((g->type == DT_F16 && check_range(t->name, w, t->n_out, t->n_in, e)) ||
+        grid_alloc(g, &b->run->m->arena, to->name, t->n_out, t->n_in, &out, e) ||
+        grid_round_floats(g, w, t->n_out * t->n_in, t->n_in, 0, t->name, (void *)(uintptr_t)out.data, e))
         return -1;
-    void *own = arena_alloc(&b->run->m->arena, n, width);
-    if (!own)
-        return err_nomem(e, t->name, n * width);
-    if (g->type == DT_F32)
-        memcpy(own, w, n * width);
-    for (size_t i = 0; i < n && g->type != DT_F32; i++)
-        ((uint16_t *)own)[i] = g->type == DT_F16 ? half_from_f32(w[i]) : bf16_from_f32(w[i]);
-    struct tensor *to = &b->fq->lin[role].w;
-    *to = tensor_f32(to->name, own, t->n_out, t->n_in);
-    to->type = g->type;
-    to->size = n * width;
+    *to = out;
     t->bpw = g->bits;
     t->err = t->err_target = 0;
     grid_label(g, t->type, sizeof t->type);

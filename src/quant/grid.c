@@ -89,3 +89,19 @@ int grid_alloc(const struct grid *g, struct arena *a, const char *name, int64_t 
     t->data = arena_zalloc(a, t->size ? t->size : 1, 1);
     return t->data ? 0 : err_nomem(e, name, t->size);
 }
+
+int grid_round_floats(const struct grid *g, const float *w, int64_t n, int64_t cols, int64_t at, const char *name, void *dst, struct err *e)
+{
+    if (g->type == DT_F32) {
+        memcpy(dst, w, (size_t)n * sizeof *w);
+        return 0;
+    }
+    uint16_t *p = dst;
+    for (int64_t k = 0; k < n; k++) {
+        p[k] = g->type == DT_F16 ? half_from_f32(w[k]) : bf16_from_f32(w[k]);
+        if (g->type == DT_F16 && (p[k] & 0x7c00) == 0x7c00)
+            return err_set(e, ERR_NUMERIC, "tensor %s: %g at row %lld, column %lld is beyond the range of fp16, in which it is to be stored",
+                           name, (double)w[k], (long long)((at + k) / cols), (long long)((at + k) % cols));
+    }
+    return 0;
+}

@@ -61,6 +61,9 @@ double grid_row_bits(const struct grid *g, int64_t n_in);
 int grid_alloc(const struct grid *g, struct arena *a, const char *name, int64_t n_out, int64_t n_in, struct tensor *t,
                struct err *e);
 
+/* KIND_FLOAT: n values into dst; at: what is before them in the tensor `name`. ERR_NUMERIC: beyond the range of fp16. */
+int grid_round_floats(const struct grid *g, const float *w, int64_t n, int64_t cols, int64_t at, const char *name, void *dst, struct err *e);
+
 /* d of a two-level grid, rounded to `bits` significant bits and to fp16. Fewer than 11: positive, and at least 2^-17, so
  * that its small multiples are exact in fp16 as well. */
 static inline float grid_unit_round(float d, int bits)

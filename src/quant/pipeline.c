@@ -58,23 +58,6 @@ static void take_rows(const struct model *m, const struct tensor *t, int64_t i, 
     arena_forget(&m->arena);
 }
 
-/* n values in a float type; at: what is before them in the tensor of that name. */
-static int round_floats(enum dtype type, const float *w, int64_t n, int64_t cols, int64_t at, const char *name, void *dst, struct err *e)
-{
-    if (type == DT_F32) {
-        memcpy(dst, w, (size_t)n * sizeof *w);
-        return 0;
-    }
-    uint16_t *p = dst;
-    for (int64_t k = 0; k < n; k++) {
-        p[k] = type == DT_F16 ? half_from_f32(w[k]) : bf16_from_f32(w[k]);
-        if (type == DT_F16 && (p[k] & 0x7c00) == 0x7c00)
-            return err_set(e, ERR_NUMERIC, "tensor %s: %g at row %lld, column %lld is beyond the range of fp16, in which it is to be stored",
-                           name, (double)w[k], (long long)((at + k) / cols), (long long)((at + k) % cols));
-    }
-    return 0;
-}
-
 /* t's values, rounded to nearest on the blocks of g or to its float type. */
 static int requantize(struct model *m, struct tensor *t, const struct grid *g, struct err *e)
 {
@@ -92,8 +75,8 @@ static int requantize(struct model *m, struct tensor *t, const struct grid *g, s
         struct solve_in in = { .name = t->name, .w = w, .n_out = part.dim[0], .n_in = cols, .grid = g };
         take_rows(m, t, i, w);
         rc = g->kind != KIND_FLOAT ? solve(&in, &o, &part, e)
-                                   : round_floats(g->type, w, part.dim[0] * cols, cols, i * cols, t->name,
-                                                  (void *)(uintptr_t)part.data, e);
+                                   : grid_round_floats(g, w, part.dim[0] * cols, cols, i * cols, t->name,
+                                                       (void *)(uintptr_t)part.data, e);
     }
     mem_free(w);
     if (!rc)
