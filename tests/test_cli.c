@@ -159,6 +159,16 @@ static void test_wrong_usage(void **state)
         { "quantize " LLAMA " -o x --grop=64", "did you mean --group?" },
         { "quantize " LLAMA " -o x --json=yes", "--json takes no value" },
         { "quantize " LLAMA " -o x --threads 0", "--threads: expected a whole number from 1" },
+        { "quantize " LLAMA " -o x --method rtn --propagate 0.5,0.5", "method rtn has no calibration text" },
+        { "quantize " LLAMA " -o x --method rtn --order act", "method rtn has no calibration text" },
+        { "quantize " LLAMA " -o x --method gptq --recipe paper", "recipe paper belongs to method d2quant" },
+        { "quantize " LLAMA " -o x --method rtn --keep no_such*=f16", "keep no_such*: no matrix of this model" },
+        { "quantize " LLAMA " -o x --method rtn --work x/work", "--work x/work: lies in OUT" },
+        { "quantize " LLAMA " -o x --method rtn --report tests", "--report tests: exists and is no file" },
+        { "quantize " LLAMA " -o '' --method rtn", "--out: expected OUT, found ''" },
+        { "quantize " LLAMA " -o x --device gpu", "--device: expected one of cpu" },
+        { "convert " LLAMA " -o x.gguf --format hf", "names one GGUF file, --format hf is a folder" },
+        { "eval " LLAMA " --ppl " TEXT " --save-base tests", "--save-base tests: exists and is no file" },
         { "eval " LLAMA, "--ppl FILE is missing" },
         { "eval " LLAMA " --ppl " TEXT " --protocol perplexity", "--protocol: expected one of gptq, llama" },
         { "eval " LLAMA " --ppl " TEXT " --ctx 1", "--ctx: expected a whole number from 2" },
@@ -190,6 +200,9 @@ static void test_failures(void **state)
         { "quantize " LLAMA " -o x --calib /no/such/text -q", "/no/such/text" },
         { "quantize tests/fixtures/models/qwen2 -o x -q --dac on", "--dac off" },
         { "inspect " LLAMA " --tensor nothing", "nothing" },
+        { "quantize " LLAMA " -o tests/. --method rtn -q", "'tests/.': expected the name of a file or folder" },
+        { "quantize " LLAMA " -o README.md --method rtn -q", "README.md: exists, but cannot be replaced by a folder" },
+        { "quantize " LLAMA " -o /no/such/x --format gguf --format hf --method rtn -q", "/no/such/x: cannot be written" },
         { "quantize " LLAMA " -o x --keep lm_head=f32 -q", "format gptq: lm_head: floats are stored as f16" },
         { "quantize " LLAMA " -o x --format ct --grid sym --group 32 --keep *.1.mlp.down_proj=bf16 -q", "floats are stored as f16" },
     };
@@ -369,6 +382,27 @@ static void test_convert(void **state)
     j = json_of(d2q("eval %s/shards --ppl " TEXT " --ctx 64 --json", dir), eval_keys);
     assert_true(number(j, "ppl") == want);
     json_decref(j);
+}
+
+/* What is printed of bits is what lies in the file; matrices that vLLM makes one of must be alike. */
+static void test_bits_and_likeness(void **state)
+{
+    (void)state;
+    json_t *j = json_of(d2q("quantize " LLAMA " -o %s/wide.gguf --bits 3 --group 32 --method rtn --json", dir), NULL);
+    assert_true(number(j, "bpw") == 4.5 && number(json_array_get(json_object_get(j, "outputs"), 0), "bpw") == 4.5); /* q4_0 */
+    json_decref(j);
+    expect_text(last.err, "they take 4.50 bits a weight there instead of 3.59");
+    j = json_of(d2q("inspect %s/wide.gguf --json", dir), NULL);
+    assert_true(number(j, "bpw") == 4.5);
+    json_decref(j);
+    expect_status(d2q("quantize " LLAMA " -o %s/unlike --bits 4 --method rtn --keep '*.0.*.v_proj.weight=f16'", dir), 0);
+    expect_text(last.out, "not in       vLLM before 2026 (gptq_gemm): q, k, v and gate, up");
+    expect_text(last.out, "not in       vLLM (Humming): q, k, v and gate, up");
+    expect_text(last.out, "loads in     transformers + GPTQModel");
+    expect_status(d2q("inspect %s/unlike --tensor model.layers.0.self_attn.v_proj.weight", dir), 0);
+    expect_text(last.out, "16.000 bits"); /* the name with .weight was heeded */
+    expect_status(d2q("inspect %s/unlike --tensor model.layers.1.self_attn.v_proj.weight", dir), 0);
+    expect_text(last.out, "int4 g64 asym");
 }
 
 /* The card says how to make it again and what from; the list of runtimes says what is so. */
@@ -610,7 +644,7 @@ static void test_tasks(void **state)
     put_file("mmlu_test.jsonl", "{\"id\":\"law-0\",\"context\":\"Which?\\nAnswer:\",\"choices\":[\" A\",\" B\",\" C\",\" D\"],\"gold\":2}\n");
     put_file("mmlu_fewshot.jsonl", "{\"subject\":\"law\",\"description\":\"Of law.\\n\\n\",\"fewshot\":\"x\\nAnswer: A\\n\\n\"}\n");
     json_t *j = json_of(d2q("eval " LLAMA " --tasks mmlu --shots 5 --data %s --json", dir), NULL);
-    assert_int_equal(d2q("eval " LLAMA " --tasks piqa,winogrande --shots 5 --data %s", dir)->status, 1); /* only mmlu has examples */
+    assert_int_equal(d2q("eval " LLAMA " --tasks piqa,winogrande --shots 5 --data %s", dir)->status, 2); /* only mmlu has examples */
     json_decref(j);
     j = json_of(d2q("eval " LLAMA " --tasks piqa,winogrande --data %s --items %s/items.jsonl --json", dir, dir), NULL);
     const json_t *list = json_object_get(j, "tasks"), *piqa = json_array_get(list, 0), *wino = json_array_get(list, 1);
@@ -620,6 +654,8 @@ static void test_tasks(void **state)
     assert_true(number(j, "acc_average") == (number(piqa, "acc") + number(wino, "acc")) / 2);
     json_t *one = json_of(d2q("eval " LLAMA " --task %s/piqa_validation.jsonl --limit 1 --json", dir), NULL);
     assert_true(number(json_array_get(json_object_get(one, "tasks"), 0), "n") == 1);
+    assert_true(number(one, "n") == 1 && json_object_get(one, "acc") && json_object_get(one, "acc_norm")); /* of one task, at hand */
+    assert_null(json_object_get(j, "acc"));
     json_decref(one);
     json_decref(j);
     char *items;
@@ -633,17 +669,23 @@ static void test_tasks(void **state)
     expect_text(last.err, "rte_validation.jsonl");
     expect_text(last.out, "perplexity  ");
     assert_null(strstr(last.out, "piqa"));
-    expect_status(d2q("eval " LLAMA " --tasks mmlu --shots 3 --data %s", dir), 1);
+    expect_status(d2q("eval " LLAMA " --tasks mmlu --shots 3 --data %s", dir), 2);
     expect_text(last.err, "shots: expected 0 or 5, found 3");
     const struct output *o = d2q("eval " LLAMA " --tasks piqa,winogrande --data %s", dir);
     expect_status(o, 0);
     expect_text(o->out, "piqa           acc ");
     expect_text(o->out, "average        acc ");
     o = d2q("eval " LLAMA " --tasks chess --data %s", dir);
-    expect_status(o, 1);
+    expect_status(o, 2);
     expect_text(o->err, "there is no task 'chess'");
     expect_status(d2q("eval " LLAMA " --tasks all --data %s", dir), 1); /* some of the files are missing */
-    expect_status(d2q("eval " LLAMA " --tasks piqa --data %s --items /no/such/folder/items", dir), 1);
+    expect_status(d2q("eval " LLAMA " --tasks piqa --data %s --items /no/such/folder/items", dir), 2);
+    put_file("hellaswag_validation.jsonl", "{\"id\":");
+    expect_status(d2q("eval " LLAMA " --tasks piqa,hellaswag --data %s --items %s/items.jsonl", dir, dir), 1); /* the items there were stay */
+    assert_int_equal(file_read(scratch_path(dir, "items.jsonl"), 1 << 20, &items, &n, NULL), 0);
+    expect_text(items, "\"id\":\"w-0\"");
+    mem_free(items);
+    assert_false(file_exists(scratch_path(dir, "items.jsonl.tmp")));
     expect_status(d2q("eval " LLAMA " --tasks piqa"), 2);
     expect_status(d2q("eval " LLAMA), 2);
 }
@@ -688,6 +730,10 @@ static void test_inspect(void **state)
     assert_true(number(j, "n_layer") == 2);
     json_decref(j);
     expect_status(d2q("inspect " LLAMA " --tensor model.layers.1.mlp.up_proj.weight"), 0);
+    expect_status(d2q("inspect " LLAMA ".gguf --tensor model.layers.1.mlp.up_proj.weight"), 0); /* as blk.1.ffn_up.weight */
+    expect_text(last.out, "blk.1.ffn_up.weight ");
+    expect_status(d2q("inspect " LLAMA ".gguf --tensor blk.0.attn_norm.weight"), 0);
+    expect_text(last.out, "32.000 bits");
     expect_text(last.out, "rms");
 }
 
@@ -744,6 +790,7 @@ int main(void)
         cmocka_unit_test(test_formats),
         cmocka_unit_test(test_gguf),
         cmocka_unit_test(test_convert),
+        cmocka_unit_test(test_bits_and_likeness),
         cmocka_unit_test(test_card_and_loads),
         cmocka_unit_test(test_dry_run),
         cmocka_unit_test(test_target_size_tied),

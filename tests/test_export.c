@@ -493,6 +493,15 @@ static void folders_in_the_way(void **state)
     assert_int_equal(mkdir(out, 0700), 0);
     export_ok(m, "hf", out, NULL); /* empty: fine */
     export_ok(m, "hf", out, NULL); /* a model: replaced */
+    scratch_write(scratch_path(out, "notes.txt"), "mine", 4);
+    assert_int_equal(export_model(m, "hf", out, NULL, NULL, NULL, &e), -1);
+    assert_non_null(strstr(e.msg, "holds notes.txt, which d2q did not write; it is not replaced"));
+    assert_int_equal(unlink(scratch_path(out, "notes.txt")), 0);
+    scratch_write(scratch_path(out, "README.md"), "mine", 4); /* its card is anybody's to edit */
+    export_ok(m, "hf", out, NULL);
+    assert_int_equal(symlink("nowhere", scratch_path(dir, "link")), 0);
+    assert_int_equal(export_model(m, "hf", scratch_path(dir, "link"), NULL, NULL, NULL, &e), -1);
+    assert_non_null(strstr(e.msg, "is a link to nothing"));
     assert_int_equal(unlink(scratch_path(out, "checksums.json")), 0); /* anybody's */
     assert_int_equal(export_model(m, "hf", out, NULL, NULL, NULL, &e), -1);
     assert_non_null(strstr(e.msg, "it is not replaced"));

@@ -115,6 +115,10 @@ static void test_session(void **state)
     parts.n = parts.stop_after = 0;
     assert_int_equal(session_generate(&s, prompt, 300, &o, hear, &parts, &st, &e), 0);
     assert_int_equal(st.n_new, 2);
+    ((float *)(uintptr_t)m->out_norm)[3] = nanf("");
+    s.kv.n = 0;
+    assert_int_equal(session_generate(&s, prompt, 4, &o, hear, &parts, &st, &e), -1);
+    assert_non_null(strstr(e.msg, "the model's output is not finite at position 4"));
     session_release(&s);
     model_free(m);
 }

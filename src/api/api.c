@@ -147,13 +147,34 @@ static double bits_of(const struct tensor *t)
                               : 8.0 * dtype_table[t->type].block_bytes / dtype_table[t->type].block_len;
 }
 
-static void add_tensor(json_t *list, const struct tensor *t, const char *only, double *bits, double *n)
+static void add_tensor(json_t *list, const struct tensor *t, double *bits, double *n)
 {
     double bpw = bits_of(t), count = (double)tensor_count(t);
     *bits += bpw * count;
     *n += count;
-    if (!only || !strcmp(only, t->name))
-        json_array_append_new(list, tensor_json(t, bpw));
+    json_array_append_new(list, tensor_json(t, bpw));
+}
+
+static bool has_name(const struct tensor *t, const char *name, const char *hf)
+{
+    return !strcmp(name, t->name) || !strcmp(name, hf);
+}
+
+/* The tensor called so, by its name in the file or, of a matrix, by that of Hugging Face folders; of others (norms, biases) it is put
+ * into *other. NULL: there is none. */
+static const struct tensor *find_tensor(const struct model *m, const char *name, struct tensor *other)
+{
+    char hf[128];
+    if (has_name(&m->tok_embd, name, "model.embed_tokens.weight"))
+        return &m->tok_embd;
+    if (!m->hp.tied && has_name(&m->lm_head, name, "lm_head.weight"))
+        return &m->lm_head;
+    for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
+        snprintf(hf, sizeof hf, "model.layers.%lld.%s.weight", (long long)(i / ROLE_COUNT), role_hf_name[i % ROLE_COUNT]);
+        if (has_name(&m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w, name, hf))
+            return &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w;
+    }
+    return checkpoint_tensor(m->ck, name, other, NULL) > 0 && other->type < DT_QMAT ? other : NULL;
 }
 
 /* min, max, mean, rms of one tensor, row by row */
@@ -193,24 +214,20 @@ int d2q_inspect(d2q_model *dm, const char *only, char **json, d2q_error *err)
     struct err e;
     double t0 = log_now(), bits = 0, n = 0, block_bits = 0, block_n = 0;
     json_t *list = json_array(), *root = json_object();
-    add_tensor(list, &m->tok_embd, only, &bits, &n);
+    add_tensor(list, &m->tok_embd, &bits, &n);
     if (!hp->tied)
-        add_tensor(list, &m->lm_head, only, &bits, &n);
-    const struct tensor *found = NULL;
+        add_tensor(list, &m->lm_head, &bits, &n);
     for (int64_t i = 0; i < hp->n_layer; i++)
-        for (int r = 0; r < ROLE_COUNT; r++) {
-            const struct tensor *t = &m->layers[i].lin[r].w;
-            add_tensor(list, t, only, &block_bits, &block_n);
-            if (only && !strcmp(only, t->name))
-                found = t;
-        }
-    if (only && !strcmp(only, m->tok_embd.name))
-        found = &m->tok_embd;
-    if (only && !hp->tied && !strcmp(only, m->lm_head.name))
-        found = &m->lm_head;
-    int rc = only && !found ? err_set(&e, ERR_USAGE, "%s: has no matrix named %s", m->ck->path, only) : 0;
-    if (!rc && found)
+        for (int r = 0; r < ROLE_COUNT; r++)
+            add_tensor(list, &m->layers[i].lin[r].w, &block_bits, &block_n);
+    struct tensor other;
+    const struct tensor *found = only ? find_tensor(m, only, &other) : NULL;
+    int rc = only && !found ? err_set(&e, ERR_USAGE, "%s: has no tensor of numbers named %s", m->ck->path, only) : 0;
+    if (!rc && found) {
+        json_array_clear(list);
+        json_array_append_new(list, tensor_json(found, bits_of(found)));
         rc = add_figures(json_array_get(list, 0), found, &e);
+    }
     if (rc) {
         json_decref(list);
         json_decref(root);

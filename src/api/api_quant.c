@@ -230,7 +230,8 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
                                            (json_int_t)p.kept_bytes, "peak_bytes", (json_int_t)p.peak_bytes, "flops", p.flops,
                                            "tensors", list));
     if (packed >= 0) /* else GGUF does not carry the grid */
-        json_object_set_new(root, "gguf_bytes", json_integer((json_int_t)packed + (json_int_t)p.kept_bytes));
+        json_object_update_new(root, json_pack("{sIsf}", "gguf_bytes", (json_int_t)packed + (json_int_t)p.kept_bytes, "gguf_bpw",
+                                               8 * (double)packed / params));
     params += (double)tensor_count(&m->tok_embd) * (m->hp.tied && !o.rotate ? 1 : 2);
     json_object_set_new(root, "work_bytes", json_integer((json_int_t)work_bytes(m, &o, tokens)));
     double rate = speed(m);
@@ -443,15 +444,19 @@ int d2q_export_check(d2q_model *dm, const char *format, const d2q_quantize_optio
     return json ? api_json(json_pack("{ssso}", "format", format, "loads", list), json, err) : 0;
 }
 
-/* Of the quantized matrices as they are; 0: none is. */
-static double bits_per_weight(const struct model *m)
+/* Of the matrices as the format stores them (hf: as they are); 0: there are none. */
+static double bits_per_weight(const struct model *m, const char *format)
 {
     double bits = 0, n = 0;
     for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
         const struct tensor *t = &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w;
         double k = (double)tensor_count(t);
-        bits += t->type == DT_QMAT ? k * qmat_bpw(t->q)
-                                   : k * 8 * dtype_table[t->type].block_bytes / dtype_table[t->type].block_len;
+        enum dtype type = t->type;
+        if (type == DT_QMAT && !strcmp(format, "gguf")) {
+            struct pack_grid g = pack_grid_of(t->q);
+            type = pack_type(&g);
+        }
+        bits += type >= DT_QMAT ? k * qmat_bpw(t->q) : k * 8 * dtype_table[type].block_bytes / dtype_table[type].block_len;
         n += k;
     }
     return n > 0 ? bits / n : 0;
@@ -484,7 +489,7 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
         return api_fail(err, &e);
     json_t *meta = in && in->meta ? json_loads(in->meta, 0, NULL) : NULL, *loads = loads_list(dm->m, format, &o, NULL), *inputs = NULL;
     const char *calib = json_string_value(json_object_get(json_object_get(meta, "options"), "calib"));
-    struct card card = { dm->m, format, in ? in->command : NULL, meta, loads, NULL, bits_per_weight(dm->m), 0 };
+    struct card card = { dm->m, format, in ? in->command : NULL, meta, loads, NULL, bits_per_weight(dm->m, format), 0 };
     o.meta = meta;
     o.card = card.command ? write_card : NULL;
     o.card_ud = &card;
@@ -499,8 +504,8 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
     char opens[4096];
     if (export_opens(path, files, opens, sizeof opens))
         snprintf(opens, sizeof opens, "%s", path);
-    return api_json(json_pack("{sssosIsoso*}", "format", format, "path", json_path(opens), "bytes", (json_int_t)bytes, "loads", loads, "inputs",
-                              inputs), json, err);
+    return api_json(json_pack("{sssosIsfsoso*}", "format", format, "path", json_path(opens), "bytes", (json_int_t)bytes, "bpw", card.bpw, "loads",
+                              loads, "inputs", inputs), json, err);
 }
 
 int d2q_verify(const char *path, d2q_log_fn fn, void *ud, char **json, d2q_error *err)

@@ -13,7 +13,7 @@ static int add_runs(json_t *runs, const d2q_report_run *in, struct err *e)
         return err_set(e, ERR_FORMAT, "%s: expected the JSON of d2q quantize, eval or compare, found nothing", in->name);
     while (*p) {
         json_error_t je;
-        json_t *o = json_loads(p, JSON_DISABLE_EOF_CHECK, &je);
+        json_t *o = json_loads(p, JSON_DISABLE_EOF_CHECK | JSON_ALLOW_NUL, &je);
         if (!o)
             return err_set(e, ERR_FORMAT, "%s: byte %lld: expected a JSON object: %s", in->name, (long long)(p - in->json) + je.position,
                            je.text);

@@ -1,9 +1,10 @@
 /* api_tasks: multiple-choice tasks. */
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "api/api.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "eval/task.h"
 
@@ -26,6 +27,7 @@ static json_t *task_json(const char *name, const struct task_info *info, const s
 struct run {
     struct model *m;
     struct task_options o;
+    char items[4096]; /* o.items' name until it is whole */
     struct log log;
     json_t *list;
     bool interrupted;
@@ -86,7 +88,7 @@ static int each_named(struct run *u, task_fn *fn, const char *names, const char 
     return 0;
 }
 
-static int run_file(struct run *u, const char *path, struct err *e)
+static int each_file(struct run *u, task_fn *fn, const char *path, struct err *e)
 {
     const struct task_info *t = task_find(path);
     const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
@@ -95,7 +97,27 @@ static int run_file(struct run *u, const char *path, struct err *e)
     char *dot = strstr(name, ".jsonl");
     if (!t && dot)
         *dot = '\0';
-    return run_one(u, name, path, t, e);
+    return fn(u, name, path, t, e);
+}
+
+/* The items are written beside their file, and get its name when all are there. */
+static int items_open(struct run *u, const char *path, struct err *e)
+{
+    if ((size_t)snprintf(u->items, sizeof u->items, "%s.tmp", path) >= sizeof u->items)
+        return err_set(e, ERR_USAGE, "%s: path is too long", path);
+    u->o.items = fopen(u->items, "w");
+    return u->o.items ? 0 : err_errno(e, "%s", path);
+}
+
+static int items_close(struct run *u, const char *path, int rc, struct err *e)
+{
+    bool unwritten = ferror(u->o.items); /* fclose may not tell of earlier writes */
+    if ((fclose(u->o.items) || unwritten) && !rc)
+        rc = err_errno(e, "%s", path);
+    rc = rc ? rc : file_move(u->items, path, e);
+    if (rc)
+        unlink(u->items);
+    return rc;
 }
 
 int d2q_tasks(d2q_model *dm, const d2q_task_options *in, char **json, d2q_error *err)
@@ -105,25 +127,28 @@ int d2q_tasks(d2q_model *dm, const d2q_task_options *in, char **json, d2q_error 
     struct err e;
     double t0 = log_now();
     int rc = 0;
-    if (in->items && !(u.o.items = fopen(in->items, "w")))
-        rc = err_set(&e, ERR_IO, "%s: %s", in->items, strerror(errno));
-    if (!rc && in->tasks && !in->data)
+    if (in->tasks && !in->data)
         rc = err_set(&e, ERR_USAGE, "tasks by name need the folder of their files");
-    if (!rc && in->tasks) /* all of them before the first takes its time */
+    if (!rc && in->file) /* all of them before the first takes its time */
+        rc = each_file(&u, check_one, in->file, &e);
+    if (!rc && in->tasks)
         rc = each_named(&u, check_one, in->tasks, in->data, &e);
+    rc = rc || (in->items && items_open(&u, in->items, &e));
     if (!rc && in->file)
-        rc = run_file(&u, in->file, &e);
+        rc = each_file(&u, run_one, in->file, &e);
     if (!rc && in->tasks)
         rc = each_named(&u, run_one, in->tasks, in->data, &e);
-    bool unwritten = u.o.items && ferror(u.o.items); /* fclose may not tell of earlier writes */
-    if (u.o.items && (fclose(u.o.items) || unwritten) && !rc)
-        rc = err_set(&e, ERR_IO, "%s: %s", in->items, strerror(errno));
+    rc = u.o.items ? items_close(&u, in->items, rc, &e) : rc;
     if (rc) {
         json_decref(u.list);
         return api_fail(err, &e);
     }
     double n = (double)json_array_size(u.list);
     json_t *root = json_pack("{soso}", "tasks", u.list, "model", json_path(dm->m->ck->path));
+    static const char *const figures[] = { "acc", "acc_norm", "n" };
+    for (size_t i = 0; n == 1 && i < sizeof figures / sizeof *figures; i++) /* of the only one, at hand */
+        if (json_object_get(json_array_get(u.list, 0), figures[i]))
+            json_object_set(root, figures[i], json_object_get(json_array_get(u.list, 0), figures[i]));
     if (n > 1)
         json_object_update_new(root, json_pack("{sfsf}", "acc_average", u.acc / n, "acc_norm_average", u.norm / n));
     if (u.interrupted)

@@ -47,8 +47,11 @@ int cmd_convert(const struct opt_spec *spec, int argc, char **argv)
     if (!a.out)
         return opt_usage(spec->command, "-o OUT is missing");
     size_t n = strlen(a.out);
+    bool gguf = n >= 5 && !strcmp(a.out + n - 5, ".gguf");
     if (!a.format)
-        a.format = n >= 5 && !strcmp(a.out + n - 5, ".gguf") ? "gguf" : "gptq";
+        a.format = gguf ? "gguf" : "gptq";
+    if (gguf && strcmp(a.format, "gguf"))
+        return opt_usage(spec->command, "-o %s names one GGUF file, --format %s is a folder", a.out, a.format);
     interrupt_catch();
     progress_init(&p, a.c.quiet);
     a.x.log = progress_log;

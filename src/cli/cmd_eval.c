@@ -122,7 +122,8 @@ static json_t *evaluate(struct args *a, int *rc)
     }
     if (!*rc)
         return r;
-    *rc = show_error(&e); /* with r: of the tasks, after what r holds was done */
+    bool wrong = tasks && !stop && e.code == D2Q_ERR_USAGE && (r || !window); /* of the tasks' names and numbers */
+    *rc = wrong ? opt_usage("eval", "%s", e.message) : show_error(&e); /* with r: of the tasks, after what r holds was done */
     return r;
 }
 
@@ -141,6 +142,8 @@ int cmd_eval(const struct opt_spec *spec, int argc, char **argv)
         return opt_usage(spec->command, "--tasks needs --data DIR, the folder of their files");
     if (a.o.save_base && !a.o.text && !a.o.kl)
         return opt_usage(spec->command, "--save-base needs a text to predict, --ppl FILE");
+    if ((rc = opt_out_file(spec, "save-base", a.o.save_base)) >= 0 || (rc = opt_out_file(spec, "items", a.t.items)) >= 0)
+        return rc;
     if (a.t.items && !a.t.file && !a.t.tasks)
         return opt_usage(spec->command, "--items needs --task or --tasks");
     interrupt_catch();

@@ -13,7 +13,7 @@ struct args {
 };
 
 const struct opt cmd_inspect_opts[] = {
-    { "tensor", 0, OPT_STR, offsetof(struct args, tensor), "NAME", NULL, 0, 0, "one matrix, with its figures", NULL },
+    { "tensor", 0, OPT_STR, offsetof(struct args, tensor), "NAME", NULL, 0, 0, "one tensor, with its figures; a matrix also by its name in Hugging Face folders", NULL },
     { 0 },
 };
 

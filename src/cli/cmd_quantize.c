@@ -1,7 +1,6 @@
 /* d2q quantize: plan, quantize, write. What can be refused is refused before the work: options, what the format carries,
  * room on the disk. */
 #include <dirent.h>
-#include <errno.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -26,7 +25,7 @@ struct args {
     json_t *mix;        /* what d2q_choose_types answered; q.keep points into it */
     const char **mix_keep;
     const char *work;   /* as given */
-    const char *report;
+    const char *report, *device; /* device: there is one so far */
     char work_dir[4096];
     d2q_quantize_options q;
     d2q_export_options x;
@@ -43,7 +42,7 @@ const struct opt cmd_quantize_opts[] = {
       "asym; without --group q2_k, q3_k, q4_k for one GGUF file, portable for GGUF beside others" },
     { "keep", 0, OPT_STRS, AT(keep), "PATTERN=TYPE", NULL, 0, 0, "another grid, or f16, for these tensors (lm_head=q6_k)", NULL },
     { "target-size", 0, OPT_SIZE, AT(target_size), "SIZE", NULL, 0, 0, "choose GGUF types by what they cost, for a file of this size (480MiB)", NULL },
-    { "target-bpw", 0, OPT_NUM, AT(target_bpw), "X", NULL, 0, 16, "the same for so many bits a weight", NULL },
+    { "target-bpw", 0, OPT_NUM, AT(target_bpw), "X", NULL, 1, 16, "the same for so many bits a weight", NULL },
     { "dsq", 0, OPT_ONOFF, AT(q.dsq), NULL, NULL, 0, 0, "second scale of down_proj, merged into up_proj", "the recipe's" },
     { "dsq-norms", 0, OPT_ONOFF, AT(q.dsq_norms), NULL, NULL, 0, 0, "the same of q,k,v and of gate,up, merged into the norms' gains", "the recipe's" },
     { "dac", 0, OPT_ONOFF, AT(q.dac), NULL, NULL, 0, 0, "mean correction at the norm after attention", "the recipe's" },
@@ -75,6 +74,7 @@ const struct opt cmd_quantize_opts[] = {
     { "report", 0, OPT_STR, AT(report), "FILE.html", NULL, 0, 0, "also write a page about the run, as d2q report does", NULL },
     { "histogram", 0, OPT_STR, AT(q.histogram), "NAME", NULL, 0, 0, "matrix whose values the report shows before and after",
       "the one with the largest error" },
+    { "device", 0, OPT_STR, AT(device), NULL, "cpu", 0, 0, "where the work is done", "cpu" },
     { "profile", 0, OPT_FLAG, AT(profile), NULL, NULL, 0, 0, "print where the time went", NULL },
     { "dry-run", 0, OPT_FLAG, AT(dry_run), NULL, NULL, 0, 0, "print the plan and stop", NULL },
     { 0 },
@@ -134,8 +134,6 @@ static int check_args(const struct opt_spec *spec, struct args *a)
         halves |= strcmp(a->formats.v[i], "hf") && strcmp(a->formats.v[i], "gguf");
     }
     a->q.kept_f32 = halves ? 0 : hf ? 1 : 2;
-    if (a->work && !*a->work)
-        return opt_usage(spec->command, "--work: expected a folder or off, found nothing");
     if (a->out && !(a->work && !strcmp(a->work, "off"))) {
         size_t n = strlen(a->out);
         while (n > 1 && a->out[n - 1] == '/')
@@ -143,19 +141,12 @@ static int check_args(const struct opt_spec *spec, struct args *a)
         if ((size_t)snprintf(a->work_dir, sizeof a->work_dir, "%.*s%s", a->work ? 0 : (int)n, a->out,
                              a->work ? a->work : ".d2q-work") >= sizeof a->work_dir)
             return opt_usage(spec->command, "%s: path is too long", a->out);
+        if (a->formats.n == 1 && !strncmp(a->work_dir, a->out, n) && a->work_dir[n] == '/')
+            return opt_usage(spec->command, "--work %s: lies in OUT, which is to hold the result alone", a->work);
         a->q.work = a->work_dir;
         a->q.spill = a->work != NULL;
     }
     return -1;
-}
-
-/* The report is written after hours of work: is there a folder for it? */
-static int check_report(const struct opt_spec *spec, const char *path)
-{
-    char dir[4096];
-    const char *slash = strrchr(path, '/');
-    snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path + 1) : 1, slash ? path : ".");
-    return access(dir, W_OK) ? opt_usage(spec->command, "--report %s: %s", path, strerror(errno)) : -1;
 }
 
 /* The disk where OUT will be: that of it, or of the nearest folder above that exists. Bytes free there; -1: not known. */
@@ -227,11 +218,12 @@ static int ask_formats(d2q_model *m, struct args *a, json_t *outputs)
         if (d2q_export_check(m, a->formats.v[i], &a->q, &a->x, &text, &e))
             return show_error(&e);
         json_array_append_new(outputs, show_parse(text));
-        if (!a->out || (a->formats.n > 1 && stat(a->out, &st))) /* the folder of several is still to be made */
+        if (!a->out)
             continue;
+        bool made = a->formats.n > 1 && stat(a->out, &st); /* the folder of several, after the work */
         if (out_path(a, i, path, sizeof path))
             return opt_usage("quantize", "%s: path is too long", a->out);
-        if (d2q_export_target(m, a->formats.v[i], path, &e))
+        if (d2q_export_target(m, made ? "hf" : a->formats.v[i], made ? a->out : path, &e))
             return show_error(&e);
     }
     return 0;
@@ -272,18 +264,21 @@ static int choose_types(const struct opt_spec *spec, d2q_model *m, struct args *
 #define SIDE_BYTES 4e6 /* tokenizer, headers, checksums; more for large models, whose vocabularies are larger */
 
 /* The plan with what the command knows besides. NULL: *rc is the exit status, an error was shown. */
-static json_t *make_plan(const struct opt_spec *spec, d2q_model *m, struct args *a, int *rc)
+static json_t *make_plan(d2q_model *m, struct args *a, int *rc)
 {
     char *text = NULL;
     d2q_error e;
     if (d2q_plan(m, &a->q, &text, &e)) {
-        *rc = e.code == D2Q_ERR_USAGE ? opt_usage(spec->command, "%s", e.message) : show_error(&e);
+        *rc = e.code == D2Q_ERR_USAGE ? opt_usage("quantize", "%s", e.message) : show_error(&e);
         return NULL;
     }
     json_t *plan = show_parse(text), *outputs = json_array();
     *rc = EXIT_FAILED;
     if (!plan || json_object_set_new(plan, "outputs", outputs))
         return NULL;
+    json_object_set(plan, "grid_bpw", json_object_get(plan, "bpw"));
+    if (a->formats.n == 1 && writes_gguf(a) && json_object_get(plan, "gguf_bpw"))
+        json_object_set(plan, "bpw", json_object_get(plan, "gguf_bpw"));
     int refused = ask_formats(m, a, outputs);
     dev_t disk = 0; /* of none, where that is not known */
     double free = disk_free(a->out, &disk), need = 0;
@@ -333,12 +328,12 @@ static void plan_notes(const json_t *plan, const struct args *a, FILE *f)
 {
     const json_t *o = json_object_get(plan, "options");
     const char *grid = show_str(o, "grid");
-    double bytes = show_num(plan, "quantized_bytes"), packed = show_num(plan, "gguf_bytes") - show_num(plan, "kept_bytes");
+    double own = show_num(plan, "grid_bpw"), packed = show_num(plan, "gguf_bpw");
     if (show_num(o, "bits") == 2 && (!strcmp(grid, "sym") || !strcmp(grid, "portable")))
         fprintf(f, "note: 2 bits: a symmetric grid (%s) has the levels -2 to 1 and ruins most models; asym (gptq) and signfree (gguf) do not\n", grid);
-    if (writes_gguf(a) && packed > 1.25 * bytes)
+    if (writes_gguf(a) && packed > 1.25 * own)
         fprintf(f, "note: GGUF has no type for these codes at their width: they take %.2f bits a weight there instead of %.2f (one .gguf without "
-                "--group and --grid: q2_k, q3_k, q4_k)\n", packed / bytes * show_num(plan, "bpw"), show_num(plan, "bpw"));
+                "--group and --grid: q2_k, q3_k, q4_k)\n", packed, own);
 }
 
 static void plan_line(const json_t *plan, const struct args *a, FILE *f)
@@ -410,6 +405,8 @@ static int export_all(d2q_model *m, struct args *a, json_t *r, d2q_error *e)
         bytes += show_num(o, "bytes");
         json_array_append_new(outputs, o);
     }
+    if (a->formats.n == 1 && !rc) /* as stored, which in GGUF may be wider than the grid */
+        json_object_set(r, "bpw", json_object_get(json_array_get(outputs, 0), "bpw"));
     json_object_set_new(r, "bytes", json_integer((json_int_t)bytes));
     json_object_set_new(r, "seconds_export", json_real(clock_now() - begin));
     free(meta); /* from jansson */
@@ -516,7 +513,7 @@ static int work(struct args *a, d2q_model *m, json_t *plan, double start)
         struct stat st;
         json_decref(r);
         rc = show_error(&e);
-        if (a->q.work && e.code != D2Q_ERR_USAGE && !stat(a->q.work, &st))
+        if (a->q.work && e.code != D2Q_ERR_USAGE && !stat(a->q.work, &st) && S_ISDIR(st.st_mode))
             fprintf(stderr, "d2q: the work so far is kept in %s: the same command goes on\n", a->q.work);
         return rc;
     }
@@ -545,7 +542,7 @@ int cmd_quantize(const struct opt_spec *spec, int argc, char **argv)
     a.q.group = GROUP_UNSET;
     a.q.grid = NULL;
     int rc = opt_parse(spec, argc, argv, &a);
-    if (rc >= 0 || (rc = check_args(spec, &a)) >= 0 || (a.report && (rc = check_report(spec, a.report)) >= 0))
+    if (rc >= 0 || (rc = check_args(spec, &a)) >= 0 || (rc = opt_out_file(spec, "report", a.report)) >= 0)
         return rc;
     interrupt_catch();
     d2q_model *m = d2q_open(a.c.model, &e);
@@ -554,7 +551,7 @@ int cmd_quantize(const struct opt_spec *spec, int argc, char **argv)
     char *command = show_command(spec->command, argc, argv);
     a.x.command = command;
     rc = choose_types(spec, m, &a);
-    json_t *plan = rc ? NULL : make_plan(spec, m, &a, &rc);
+    json_t *plan = rc ? NULL : make_plan(m, &a, &rc);
     if (plan && a.dry_run) {
         show_common(plan, start);
         rc = a.c.json ? show_json(json_incref(plan)) : print_plan(plan, &a);

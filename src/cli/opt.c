@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "cli/manual.h"
 #include "d2quant.h"
@@ -31,6 +33,19 @@ int opt_usage(const char *command, const char *fmt, ...)
     fprintf(stderr, "\ntry: d2q %s%s--help\n", command, *command ? " " : "");
     va_end(ap);
     return EXIT_WRONG_USAGE;
+}
+
+int opt_out_file(const struct opt_spec *s, const char *name, const char *path)
+{
+    char dir[4096];
+    struct stat st;
+    const char *slash = path ? strrchr(path, '/') : NULL;
+    if (!path)
+        return -1;
+    if (!stat(path, &st) && !S_ISREG(st.st_mode))
+        return opt_usage(s->command, "--%s %s: exists and is no file; it is not replaced", name, path);
+    snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path + 1) : 1, slash ? path : ".");
+    return access(dir, W_OK) ? opt_usage(s->command, "--%s %s: %s", name, path, strerror(errno)) : -1;
 }
 
 /* ---- choices ------------------------------------------------------------------- */
@@ -237,6 +252,8 @@ static int store(const struct opt_spec *s, const struct opt *o, const char *valu
         *(double *)(void *)at = num;
         return -1;
     case OPT_STR:
+        if (!*value && !o->choices && strcmp(o->arg, "PROMPT")) /* an unset variable of the shell's */
+            return wrong(s, o, value, o->arg);
         *(const char **)(void *)at = value;
         return -1;
     case OPT_ONOFF:

@@ -56,6 +56,8 @@ enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_WRONG_USAGE = 2, EXIT_INTERRUPTED = 
 /* Parses argv (without the program's and the command's names) into args, applies the common options.
  * -1: go on; otherwise the exit status (help was printed to stdout, or an error to stderr). */
 int opt_parse(const struct opt_spec *s, int argc, char **argv, void *args);
+/* Can a file get the name that option --name was given (NULL: it was not)? Asked before work whose result goes there: -1, or the exit status. */
+int opt_out_file(const struct opt_spec *s, const char *name, const char *path);
 void opt_help(const struct opt_spec *s, const void *args);
 
 #define OPT_MAX 64

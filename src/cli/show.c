@@ -45,7 +45,7 @@ int show_error(const d2q_error *e)
 json_t *show_parse(char *text)
 {
     json_error_t je;
-    json_t *o = text ? json_loads(text, 0, &je) : NULL;
+    json_t *o = text ? json_loads(text, JSON_ALLOW_NUL, &je) : NULL;
     if (!o)
         fprintf(stderr, "d2q: error: out of memory: result\n");
     d2q_free(text);

@@ -203,23 +203,26 @@ static bool is_source(const struct model *m, const struct stat *a)
 static int check_target(const struct model *m, const char *out_dir, struct err *e)
 {
     struct stat a;
-    char path[4096];
-    DIR *d = opendir(out_dir);
-    if (!d)
-        return 0;
+    char path[4096], foreign[256];
     int n = 0;
+    if (stat(out_dir, &a))
+        return lstat(out_dir, &a) ? 0 : err_set(e, ERR_USAGE, "%s: is a link to nothing", out_dir);
+    DIR *d = opendir(out_dir);
     struct dirent *ent;
+    if (!d)
+        return err_errno(e, "%s: exists, but cannot be replaced by a folder", out_dir);
     while ((ent = readdir(d)))
         n += strcmp(ent->d_name, ".") && strcmp(ent->d_name, "..");
     closedir(d);
     if ((size_t)snprintf(path, sizeof path, "%s/" CHECKSUMS_FILE, out_dir) >= sizeof path)
         return err_set(e, ERR_USAGE, "%s: path is too long", out_dir);
-    if (!stat(out_dir, &a) && is_source(m, &a))
+    if (is_source(m, &a))
         return err_set(e, ERR_USAGE, "%s: is the folder that the model is read from; it is not replaced", out_dir);
     if (n && !file_exists(path))
         return err_set(e, ERR_USAGE, "%s: exists, is not empty and holds no model that d2q wrote (no " CHECKSUMS_FILE "); it is not replaced",
                        out_dir);
-    return 0;
+    n = n ? checksums_foreign(out_dir, foreign, sizeof foreign, e) : 0;
+    return n > 0 ? err_set(e, ERR_USAGE, "%s: holds %s, which d2q did not write; it is not replaced", out_dir, foreign) : n;
 }
 
 static uint64_t folder_bytes(const char *dir)
@@ -327,6 +330,9 @@ int export_target(const struct model *m, const char *format, const char *path, s
     const struct exporter *x = exporter_by_name(format, e);
     char parent[4096];
     size_t n = strlen(path);
+    const char *slash = strrchr(path, '/'), *last = slash ? slash + 1 : path;
+    if (!n || !strcmp(last, ".") || !strcmp(last, ".."))
+        return err_set(e, ERR_USAGE, "'%s': expected the name of a file or folder to write", path);
     if (!x || (x->file ? check_file : check_target)(m, path, e) || (x->file && check_card(path, e)))
         return -1;
     while (n > 1 && path[n - 1] == '/')
@@ -416,7 +422,7 @@ int export_model(const struct model *m, const char *format, const char *out_dir,
         return -1;
     if (x->file)
         return export_file(x, m, out_dir, o, log, bytes, e);
-    if (check_target(m, out_dir, e))
+    if (export_target(m, format, out_dir, e))
         return -1;
     file_sweep(out_dir);
     if (outdir_open(&out, out_dir, e))

@@ -9,6 +9,9 @@ struct traits {
     bool any, three, asym, act_order, ragged; /* three: 3 bits somewhere; ragged: a group does not divide the width */
     bool odd_groups;                   /* one that GPTQModel's kernels do not list */
     bool marlin_shape;                 /* n_out % 64, n_in % 128, group of 32, 64, 128 or a row */
+    bool small_groups;                 /* below 32 */
+    bool unlike;                       /* q,k,v or gate,up of a block, which vLLM makes one matrix of, differ in their grids */
+    bool no_tokenizer;
     bool types[DT_COUNT];              /* of the matrices in a GGUF file */
     const char *family;
 };
@@ -26,18 +29,36 @@ static void add_grid(struct traits *t, const struct pack_grid *g, int64_t n_out)
     t->asym |= g->zmin != g->zmax;
     t->ragged |= g->group < g->n_in && g->n_in % g->group;
     t->odd_groups |= !known;
+    t->small_groups |= g->group < 32 && g->group < g->n_in;
     t->marlin_shape &= marlin && n_out % 64 == 0 && g->n_in % 128 == 0;
     t->any = true;
 }
 
+/* What matrix i will be, or is; g: of grouped integers. */
+static enum dtype matrix_grid(const struct model *m, const struct export_plan *p, int64_t i, struct pack_grid *g)
+{
+    const struct tensor *w = &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w;
+    enum dtype type = p && p->lin ? p->lin[i].type : w->type;
+    if (type == DT_QMAT)
+        *g = p && p->lin ? p->lin[i].grid : pack_grid_of(w->q);
+    return type;
+}
+
+static bool alike(const struct model *m, const struct export_plan *p, int64_t i, int64_t j)
+{
+    struct pack_grid a, b;
+    enum dtype type = matrix_grid(m, p, i, &a);
+    return matrix_grid(m, p, j, &b) == type && (type != DT_QMAT || (a.bits == b.bits && a.group == b.group));
+}
+
 static struct traits survey(const struct model *m, const struct export_options *o, const struct export_plan *p)
 {
-    struct traits t = { .marlin_shape = true, .family = o->as_llama ? "llama" : m->hp.family };
+    struct traits t = { .marlin_shape = true, .family = o->as_llama ? "llama" : m->hp.family, .no_tokenizer = !m->tok };
     for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
         const struct tensor *w = &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w;
-        enum dtype type = p && p->lin ? p->lin[i].type : w->type;
+        struct pack_grid g;
+        enum dtype type = matrix_grid(m, p, i, &g);
         if (type == DT_QMAT) {
-            struct pack_grid g = p && p->lin ? p->lin[i].grid : pack_grid_of(w->q);
             add_grid(&t, &g, w->dim[0]);
             t.act_order |= !(p && p->lin) && w->q->g_idx;
             type = pack_type(&g);
@@ -45,6 +66,8 @@ static struct traits survey(const struct model *m, const struct export_options *
         if (type < DT_COUNT)
             t.types[type] = true;
     }
+    for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i += ROLE_COUNT)
+        t.unlike |= !alike(m, p, i + ROLE_Q, i + ROLE_K) || !alike(m, p, i + ROLE_Q, i + ROLE_V) || !alike(m, p, i + ROLE_GATE, i + ROLE_UP);
     return t;
 }
 
@@ -57,9 +80,21 @@ static bool check_any(const struct traits *t, char *text, size_t n)
     return true;
 }
 
+static const char fused[] = "q, k, v and gate, up of a block must have the same bits and groups: it makes one matrix of them";
+
+static bool check_vllm_gptq(const struct traits *t, char *text, size_t n)
+{
+    snprintf(text, n, "%s", t->unlike ? fused : "");
+    return !t->unlike;
+}
+
 static bool check_gguf(const struct traits *t, char *text, size_t n)
 {
     const char *since = "any since 2023";
+    if (t->no_tokenizer) {
+        snprintf(text, n, "%s", "there is no tokenizer to put into the file");
+        return false;
+    }
     if (!strcmp(t->family, "qwen3"))
         since = "since April 2025 (qwen3)";
     if (t->types[DT_TQ2_0])
@@ -84,15 +119,19 @@ static bool check_vllm_marlin(const struct traits *t, char *text, size_t n)
     bool bits = t->bits_min == t->bits_max && (t->bits_min == 4 || t->bits_min == 8);
     snprintf(text, n, "%s", !bits          ? "4 or 8 bits only"
                             : t->asym      ? "symmetric only"
+                            : t->unlike    ? fused
                             : !t->marlin_shape ? "outputs must be multiples of 64, inputs of 128, groups 32, 64, 128 or a row"
                                                : "");
-    return bits && !t->asym && t->marlin_shape;
+    return bits && !t->asym && !t->unlike && t->marlin_shape;
 }
 
 static bool check_vllm_humming(const struct traits *t, char *text, size_t n)
 {
-    snprintf(text, n, "%s", t->act_order ? "no activation order" : t->ragged ? "groups must divide the widths" : "");
-    return !t->act_order && !t->ragged;
+    snprintf(text, n, "%s", t->act_order      ? "no activation order"
+                            : t->ragged       ? "groups must divide the widths"
+                            : t->small_groups ? "groups of 32 or more"
+                            : t->unlike       ? fused : "");
+    return !t->act_order && !t->ragged && !t->small_groups && !t->unlike;
 }
 
 /* Up to 0.17.1 the package put ten 3-bit codes into a word, since then (PR 732) 32 codes into three. */
@@ -107,8 +146,8 @@ static bool check_ct_transformers(const struct traits *t, char *text, size_t n)
 static bool check_ct_vllm(const struct traits *t, char *text, size_t n)
 {
     bool zeros = t->asym && t->bits_min != 4 && t->bits_min != 8;
-    snprintf(text, n, "%s", zeros ? "zero points at 4 and 8 bits only" : t->ragged ? "groups must divide the widths" : "");
-    return !zeros && !t->ragged;
+    snprintf(text, n, "%s", zeros ? "zero points at 4 and 8 bits only" : t->ragged ? "groups must divide the widths" : t->unlike ? fused : "");
+    return !zeros && !t->ragged && !t->unlike;
 }
 
 static bool check_four_or_eight(const struct traits *t, char *text, size_t n)

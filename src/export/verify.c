@@ -172,6 +172,35 @@ int checksums_write(const char *dir, struct err *e)
     return rc;
 }
 
+static bool is_weights(const char *name)
+{
+    size_t n = strlen(name), k = strlen(".safetensors");
+    return n > k && !strncmp(name, "model", 5) && !strcmp(name + n - k, ".safetensors");
+}
+
+int checksums_foreign(const char *dir, char *out, size_t cap, struct err *e)
+{
+    char path[4096], *text = NULL;
+    size_t n = 0;
+    if ((size_t)snprintf(path, sizeof path, "%s/" CHECKSUMS_FILE, dir) >= sizeof path || file_read(path, CHECKSUMS_MAX, &text, &n, e))
+        return -1;
+    json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, NULL), *files = json_object_get(root, "files");
+    DIR *d = opendir(dir);
+    const struct dirent *ent;
+    int found = 0;
+    while (d && !found && (ent = readdir(d))) {
+        const char *name = ent->d_name;
+        found = strcmp(name, ".") && strcmp(name, "..") && strcmp(name, CHECKSUMS_FILE) && strcmp(name, "README.md") && !is_weights(name) &&
+                !json_object_get(files, name);
+        snprintf(out, cap, "%s", name);
+    }
+    if (d)
+        closedir(d);
+    mem_free(text);
+    json_decref(root);
+    return found;
+}
+
 /* ---- all of it ---------------------------------------------------------------------- */
 
 struct check {

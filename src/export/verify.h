@@ -14,6 +14,9 @@
 /* Writes CHECKSUMS_FILE into folder dir, from what is in its files. */
 int checksums_write(const char *dir, struct err *e);
 
+/* Does folder dir, which has a CHECKSUMS_FILE, hold anything that checksums_write did not find there? 1: its name in out (cap bytes). */
+int checksums_foreign(const char *dir, char *out, size_t cap, struct err *e);
+
 /* Reads everything of the model at path. -1: it cannot be opened, or memory or the caller's patience is out. 0: *report (json_decref):
  * {"path", "tensors", "checksums", "files", "bytes", "has_checksums", "failures": [{"tensor", "why"}]};
  * "tensor" is a file's name, or "" for the model as a whole. */

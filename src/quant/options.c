@@ -21,6 +21,8 @@ int quant_options_init(struct quant_options *o, const char *method, const char *
     bool paper = !strcmp(recipe, "paper");
     if (!paper && strcmp(recipe, "default"))
         return err_set(e, ERR_USAGE, "unknown recipe '%s' (expected default or paper)", recipe);
+    if (paper && id != METHOD_d2quant)
+        return err_set(e, ERR_USAGE, "recipe paper belongs to method d2quant, found method %s", method);
     *o = (struct quant_options){
         .method = (enum method)id, .grid = GRID_asym, .bits = 2, .group = 128,
         .prop_damp = 0.05, .tune_lr = 1e-3, .order = ORDER_NONE, .search = SEARCH_HESSIAN, .damp = 0.01,
@@ -83,18 +85,47 @@ int quant_options_check(const struct quant_options *o, struct err *e)
         return err_set(e, ERR_USAGE, "tune-lr: expected a number above 0, at most 0.1, found %g", o->tune_lr);
     if (o->kept != DT_F16 && o->kept != DT_F32)
         return err_set(e, ERR_USAGE, "kept tensors: expected f16 or f32");
+    if (!method_table[o->method].needs_calib && (o->alpha > 0 || o->beta > 0 || o->sweeps || o->shrink > 0 || o->order == ORDER_ACT))
+        return err_set(e, ERR_USAGE, "method %s has no calibration text: propagate, sweeps, shrink and order act are of methods that have",
+                       method_table[o->method].name);
     if (o->method != METHOD_d2quant && (o->dsq || o->dsq_norms || o->dac))
         return err_set(e, ERR_USAGE, "dsq and dac belong to method d2quant");
     return 0;
+}
+
+/* name: without the ".weight" that plans, results and files have behind it. */
+static bool keep_matches(const struct quant_keep *k, const char *name)
+{
+    char whole[128];
+    snprintf(whole, sizeof whole, "%s.weight", name);
+    return !fnmatch(k->pattern, name, 0) || !fnmatch(k->pattern, whole, 0);
 }
 
 static const struct quant_keep *keep_of(const struct quant_options *o, const char *name)
 {
     const struct quant_keep *found = NULL;
     for (int i = 0; i < o->n_keep; i++)
-        if (!fnmatch(o->keep[i].pattern, name, 0))
+        if (keep_matches(&o->keep[i], name))
             found = &o->keep[i];
     return found;
+}
+
+int quant_keep_check(const struct quant_options *o, int64_t n_layer, struct err *e)
+{
+    for (int i = 0; i < o->n_keep; i++) {
+        const struct quant_keep *k = &o->keep[i];
+        bool found = keep_matches(k, "model.embed_tokens") || keep_matches(k, "lm_head");
+        for (int64_t j = 0; j < n_layer * ROLE_COUNT && !found; j++) {
+            char name[96];
+            snprintf(name, sizeof name, "model.layers.%lld.%s", (long long)(j / ROLE_COUNT), role_hf_name[j % ROLE_COUNT]);
+            found = keep_matches(k, name);
+        }
+        if (!found)
+            return err_set(e, ERR_USAGE, "keep %s: no matrix of this model has such a name (expected model.layers.0.%s .. %lld.%s, "
+                           "model.embed_tokens, lm_head, or a pattern)", k->pattern, role_hf_name[0], (long long)n_layer - 1,
+                           role_hf_name[ROLE_COUNT - 1]);
+    }
+    return 0;
 }
 
 void quant_grid(const struct quant_options *o, int64_t layer, enum role role, int64_t n_in, struct grid *g)

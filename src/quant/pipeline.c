@@ -169,7 +169,7 @@ int quant_check_model(const struct model *m, const struct quant_options *o, stru
 {
     static const char *const tables[] = { "model.embed_tokens", "lm_head" };
     struct grid g;
-    if (model_whole(m, e))
+    if (model_whole(m, e) || quant_keep_check(o, m->hp.n_layer, e))
         return -1;
     for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
         const struct tensor *w = &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w;
@@ -183,7 +183,7 @@ int quant_check_model(const struct model *m, const struct quant_options *o, stru
     return 0;
 }
 
-int quant_check_weights(const struct model *m, struct err *e)
+static int check_weights(const struct model *m, struct err *e)
 {
     const struct hparams *hp = &m->hp;
     if (check_tables(m, e) || check_vector("the last norm", hp->n_layer, m->out_norm, hp->n_embd, e))
@@ -199,6 +199,12 @@ int quant_check_weights(const struct model *m, struct err *e)
                 return -1;
     }
     return 0;
+}
+
+int quant_check_weights(const struct model *m, struct err *e)
+{
+    int rc = check_weights(m, e);
+    return rc && m->ck ? err_prefix(e, "%s", m->ck->path) : rc;
 }
 
 /* The source's pages of a matrix are not needed again (but by tuning, which reads them again). */

@@ -97,6 +97,8 @@ int quant_options_check(const struct quant_options *o, struct err *e);
 int quant_check_model(const struct model *m, const struct quant_options *o, struct err *e);
 /* Is every weight a number? Reads them all; what is not would stop a run hours later. */
 int quant_check_weights(const struct model *m, struct err *e);
+/* Every pattern of o->keep names a matrix of a model of n_layer blocks, or its embeddings or head. */
+int quant_keep_check(const struct quant_options *o, int64_t n_layer, struct err *e);
 /* Does it need the calibration text's way through the float model beside the quantized one's? */
 bool quant_float_path(const struct quant_options *o);
 

@@ -60,6 +60,9 @@ int session_generate(struct session *s, const int32_t *ids, int64_t n, const str
     start = log_now();
     for (; st->n_new < o->max_new; st->n_new++) {
         char piece[MAX_PIECE];
+        for (int64_t i = 0; i < s->m->hp.n_vocab; i++)
+            if (s->logits[i] - s->logits[i] != 0)
+                return err_set(e, ERR_NUMERIC, "the model's output is not finite at position %lld, word %lld", (long long)s->kv.n, (long long)i);
         int32_t id = sample_token(s->logits, s->m->hp.n_vocab, &o->sample, &rng, s->scratch);
         st->ended = tok && !o->ignore_eog && tokenizer_is_eog(tok, id);
         if (st->ended)
