@@ -395,14 +395,27 @@ static void test_bits_and_likeness(void **state)
     j = json_of(d2q("inspect %s/wide.gguf --json", dir), NULL);
     assert_true(number(j, "bpw") == 4.5);
     json_decref(j);
-    expect_status(d2q("quantize " LLAMA " -o %s/unlike --bits 4 --method rtn --keep '*.0.*.v_proj.weight=f16'", dir), 0);
+    expect_status(d2q("quantize " LLAMA " -o %s/unlike --bits 4 --group 32 --method rtn --keep '*.0.*.v_proj.weight=f16'", dir), 0);
     expect_text(last.out, "not in       vLLM before 2026 (gptq_gemm): q, k, v and gate, up");
     expect_text(last.out, "not in       vLLM (Humming): q, k, v and gate, up");
     expect_text(last.out, "loads in     transformers + GPTQModel");
     expect_status(d2q("inspect %s/unlike --tensor model.layers.0.self_attn.v_proj.weight", dir), 0);
     expect_text(last.out, "16.000 bits"); /* the name with .weight was heeded */
     expect_status(d2q("inspect %s/unlike --tensor model.layers.1.self_attn.v_proj.weight", dir), 0);
-    expect_text(last.out, "int4 g64 asym");
+    expect_text(last.out, "int4 g32 asym");
+    char *config;
+    size_t n;
+    assert_int_equal(file_read(scratch_path(dir, "unlike/config.json"), 1 << 20, &config, &n, NULL), 0); /* for optimum */
+    expect_text(config, "\"model.layers.1.self_attn.v_proj\"");
+    assert_null(strstr(config, "\"model.layers.0.self_attn.v_proj\""));
+    mem_free(config);
+    expect_status(d2q("quantize " LLAMA " -o %s/mixed --bits 4 --group 32 --method rtn --keep '*.down_proj=sym'", dir), 0);
+    expect_text(last.out, "not in       transformers + GPTQModel: one grid for all");
+    expect_status(d2q("quantize " LLAMA " -o %s/rows --format gptq_v1 --group 0 --method rtn", dir), 0);
+    expect_text(last.out, "loads in     transformers + GPTQModel: by transformers alone");
+    expect_text(last.out, "not in       vLLM (Humming): groups, not whole rows");
+    expect_status(d2q("quantize " LLAMA " -o %s/v1 --format gptq_v1 --group 32 --method rtn", dir), 0);
+    expect_text(last.out, "not in       vLLM (Humming): it takes v1's zero points");
 }
 
 /* The card says how to make it again and what from; the list of runtimes says what is so. */

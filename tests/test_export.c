@@ -484,6 +484,59 @@ static void what_does_not_fit_is_refused(void **state)
     scratch_remove(dir);
 }
 
+static void round_bf16(float *v, int64_t n)
+{
+    for (int64_t i = 0; v && i < n; i++)
+        v[i] = bf16_to_f32(bf16_from_f32(v[i]));
+}
+
+static void round_table(struct model *m, struct tensor *t)
+{
+    int64_t n = t->dim[0] * t->dim[1];
+    float *v = arena_alloc(&m->arena, (size_t)n, sizeof *v);
+    assert_non_null(v);
+    tensor_to_f32(t, v);
+    round_bf16(v, n);
+    v[7] = -7.48038292e-06f; /* of a real embedding; fp16 has no such number */
+    *t = (struct tensor){ .name = t->name, .type = DT_F32, .n_dims = 2, .dim = { t->dim[0], t->dim[1], 1, 1 }, .data = v, .size = (size_t)n * sizeof *v };
+}
+
+/* Integers beside floats in BF16, as others write them: the floats stay what they are. */
+static void floats_in_bf16(void **state)
+{
+    static const char *const formats[] = { "gptq", "ct" };
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        const char *dir = scratch_dir(), *out = scratch_path(dir, "out");
+        struct model *m = open_model(MODELS "llama"), *back;
+        quantize_model_rtn(m, 4, 32, true, 0);
+        round_table(m, &m->tok_embd);
+        if (!m->hp.tied)
+            round_table(m, &m->lm_head);
+        else
+            m->lm_head = m->tok_embd;
+        round_bf16((float *)(uintptr_t)m->out_norm, m->hp.n_embd);
+        for (int64_t l = 0; l < m->hp.n_layer; l++) {
+            round_bf16((float *)(uintptr_t)m->layers[l].attn_norm, m->hp.n_embd);
+            round_bf16((float *)(uintptr_t)m->layers[l].ffn_norm, m->hp.n_embd);
+        }
+        export_ok(m, formats[i], out, NULL);
+        back = open_model(out);
+        assert_int_equal(back->tok_embd.type, DT_BF16);
+        float row[64], want[64];
+        assert_int_equal(m->hp.n_embd, 64);
+        tensor_rows_f32(&back->tok_embd, 0, 1, row);
+        tensor_rows_f32(&m->tok_embd, 0, 1, want);
+        assert_memory_equal(row, want, sizeof row);
+        assert_string_equal(json_string_value(json_object_get(back->config, "torch_dtype")), "bfloat16");
+        model_free(back);
+        ((float *)(uintptr_t)m->out_norm)[3] = 1.0001f; /* neither holds it */
+        export_refuses(m, formats[i], scratch_path(dir, "other"), NULL, "model.embed_tokens.weight: value 7 of row 0 is -7.48038292e-06");
+        model_free(m);
+        scratch_remove(dir);
+    }
+}
+
 static void folders_in_the_way(void **state)
 {
     (void)state;
@@ -610,6 +663,7 @@ int main(void)
         cmocka_unit_test(gptq_mixes),
         cmocka_unit_test(corrections_are_carried_or_refused),
         cmocka_unit_test(what_does_not_fit_is_refused),
+        cmocka_unit_test(floats_in_bf16),
         cmocka_unit_test(folders_in_the_way),
         cmocka_unit_test(packs_like_the_classic_packers),
         cmocka_unit_test(cancels_and_survives_failed_allocations),

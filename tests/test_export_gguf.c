@@ -370,7 +370,9 @@ static void tokenizers(void **state)
         { "gpt2", NULL }, { "llama2", NULL }, { "llama3", NULL }, { "qwen2", NULL }, { "smollm", NULL },
         { "metaspace_always", NULL }, { "metaspace_first", NULL }, { "prefix", NULL },
     };
-    for (size_t i = 0; i < sizeof styles / sizeof *styles; i++) {
+    for (size_t k = 0; k < 2 * sizeof styles / sizeof *styles; k++) {
+        size_t i = k / 2;
+        int more = k % 2 ? 3 : -2; /* rows of the model beyond the tokenizer's ids */
         const char *dir = scratch_dir(), *out = scratch_path(dir, "t.gguf");
         struct checkpoint from = { .container = CONTAINER_HF }, *c;
         struct tokenizer *t, *back;
@@ -383,16 +385,18 @@ static void tokenizers(void **state)
         assert_int_equal(tokenizer_load(&t, &from, &e), 0);
         gguf_writer_init(&w);
         if (gguf_put_string(&w, "general.architecture", "llama", 5, &e) ||
-            tokenizer_write_gguf(t, &from, tokenizer_n_vocab(t) + 3, &w, NULL, &e) || outfile_open(&file, out, &e) ||
+            tokenizer_write_gguf(t, &from, tokenizer_n_vocab(t) + more, &w, NULL, &e) || outfile_open(&file, out, &e) ||
             gguf_writer_begin(&w, &file, &e) || gguf_writer_end(&w, &file, &e) || outfile_commit(&file, &e) ||
             checkpoint_open(&c, out, &e) || tokenizer_load(&back, c, &e))
             fail_msg("%s: %s", styles[i].name, e.msg);
-        assert_int_equal(tokenizer_n_vocab(back), tokenizer_n_vocab(t) + 3); /* padded to the model's rows */
+        assert_int_equal(tokenizer_n_vocab(back), tokenizer_n_vocab(t) + more); /* padded to the model's rows, or added tokens left out */
         assert_int_equal(tokenizer_bos(back), tokenizer_bos(t));
         assert_int_equal(tokenizer_adds_bos(back), tokenizer_adds_bos(t));
         if (tokenizer_compare(t, back, &e))
             fail_msg("%s: %s", styles[i].name, e.msg);
-        assert_int_equal(tokenizer_write_gguf(t, &from, tokenizer_n_vocab(t) - 1, &w, NULL, &e), -1);
+        assert_int_equal(tokenizer_check_gguf(t, &from, tokenizer_n_vocab(t) - 4, &e), 0); /* the added ones */
+        assert_int_equal(tokenizer_check_gguf(t, &from, tokenizer_n_vocab(t) - 5, &e), -1);
+        assert_int_equal(tokenizer_write_gguf(t, &from, tokenizer_n_vocab(t) - 5, &w, NULL, &e), -1);
         gguf_writer_release(&w);
         tokenizer_free(back);
         tokenizer_free(t);

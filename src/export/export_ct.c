@@ -205,8 +205,8 @@ int ct_carries(const struct model *m, const struct export_options *o, const stru
 
 int ct_write(const struct model *m, const char *dir, const struct export_options *o, const struct log *log, struct err *e)
 {
-    struct weights w = { .dtype = ST_F16, .integers = INTEGERS_CT };
-    json_t *config = export_config(m, "float16", o, NULL, &w.biases, e);
+    struct weights w = { .dtype = weights_float_type(m), .integers = INTEGERS_CT };
+    json_t *config = export_config(m, w.dtype == ST_BF16 ? "bfloat16" : "float16", o, NULL, &w.biases, e);
     int rc = config ? 0 : -1;
     if (!rc && json_object_set_new(config, "quantization_config", quant_config(m, o)))
         rc = err_nomem(e, "config.json", 4096);

@@ -189,7 +189,7 @@ static void release(struct gguf_out *g)
 int gguf_carries(const struct model *m, const struct export_options *o, const struct export_plan *p, struct err *e)
 {
     struct gguf_out g;
-    int rc = init(&g, m, o, p, e);
+    int rc = init(&g, m, o, p, e) || (m->tok && tokenizer_check_gguf(m->tok, m->ck, m->hp.n_vocab, e)) ? -1 : 0;
     for (int64_t i = 0; p && p->lin && i < m->hp.n_layer * ROLE_COUNT && !rc; i++)
         if (p->lin[i].type == DT_QMAT && pack_type(&p->lin[i].grid) == DT_COUNT)
             rc = refuse_grid(role_hf_name[i % ROLE_COUNT], &p->lin[i].grid, e);

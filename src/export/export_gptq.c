@@ -1,4 +1,4 @@
-/* formats gptq (v2) and gptq_v1: grouped integers in the layout of formats.md 3a, the rest in fp16.
+/* formats gptq (v2) and gptq_v1: grouped integers in the layout of formats.md 3a, the rest in fp16 (or bf16: weights_float_type).
  *
  * v1 stores zero - 1. A true zero of 0 has no place there: readers disagree on what the wrapped field means,
  * so it is refused. The classic packers need widths that are multiples of 32, so we promise no more.
@@ -147,12 +147,17 @@ static void survey_model(const struct model *m, struct survey *s)
         }
 }
 
+static void name_of(char *out, size_t n, int64_t i)
+{
+    snprintf(out, n, "model.layers.%lld.%s", (long long)(i / ROLE_COUNT), role_hf_name[i % ROLE_COUNT]);
+}
+
 /* "-:^model\.layers\.3\.mlp\.down_proj$" */
 static void pattern_of(char *out, size_t n, char sign, int64_t i)
 {
     char name[128];
     size_t k = 0;
-    snprintf(name, sizeof name, "model.layers.%lld.%s", (long long)(i / ROLE_COUNT), role_hf_name[i % ROLE_COUNT]);
+    name_of(name, sizeof name, i);
     k = (size_t)snprintf(out, n, "%c:^", sign);
     for (const char *p = name; *p && k + 4 < n; p++) {
         if (*p == '.')
@@ -187,6 +192,19 @@ static json_t *dynamic_json(const struct model *m, const struct survey *s)
     return o;
 }
 
+/* For readers that do not heed "dynamic" (optimum, by which transformers loads): the names of what is quantized, where not all is. */
+static json_t *quantized_json(const struct model *m)
+{
+    json_t *list = json_array();
+    char name[128];
+    for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
+        name_of(name, sizeof name, i);
+        if (linear_at(m, i)->type == DT_QMAT)
+            json_array_append_new(list, json_string(name));
+    }
+    return json_pack("[o]", list);
+}
+
 static json_t *meta_json(const json_t *given)
 {
     json_t *meta = given ? json_deep_copy(given) : json_object();
@@ -208,6 +226,8 @@ static json_t *quantize_config(const struct model *m, const struct survey *s, co
     int rc = !q || !dynamic || !meta;
     if (!rc && json_object_size(dynamic))
         rc = json_object_set(q, "dynamic", dynamic);
+    if (!rc && s->n_quantized < m->hp.n_layer * ROLE_COUNT)
+        rc = json_object_set_new(q, "modules_in_block_to_quantize", quantized_json(m));
     rc = rc || json_object_set(q, "meta", meta);
     json_decref(dynamic);
     json_decref(meta);
@@ -249,10 +269,10 @@ int gptq_carries(const struct model *m, const struct export_options *o, const st
 int gptq_write(const struct model *m, const char *dir, const struct export_options *o, const struct log *log,
                struct err *e)
 {
-    struct weights w = { .dtype = ST_F16, .integers = INTEGERS_GPTQ, .v1 = o->gptq_v1 };
+    struct weights w = { .dtype = weights_float_type(m), .integers = INTEGERS_GPTQ, .v1 = o->gptq_v1 };
     struct survey s;
     survey_model(m, &s);
-    json_t *config = export_config(m, "float16", o, NULL, &w.biases, e);
+    json_t *config = export_config(m, w.dtype == ST_BF16 ? "bfloat16" : "float16", o, NULL, &w.biases, e);
     json_t *quant = config ? quantize_config(m, &s, o) : NULL;
     int rc = 0;
     if (!config)

@@ -10,6 +10,9 @@ struct traits {
     bool odd_groups;                   /* one that GPTQModel's kernels do not list */
     bool marlin_shape;                 /* n_out % 64, n_in % 128, group of 32, 64, 128 or a row */
     bool small_groups;                 /* below 32 */
+    bool mixed;                        /* not all quantized matrices have one grid */
+    bool whole_rows;                   /* groups that take a row */
+    bool v1;                           /* format gptq_v1 */
     bool unlike;                       /* q,k,v or gate,up of a block, which vLLM makes one matrix of, differ in their grids */
     bool no_tokenizer;
     bool types[DT_COUNT];              /* of the matrices in a GGUF file */
@@ -29,6 +32,7 @@ static void add_grid(struct traits *t, const struct pack_grid *g, int64_t n_out)
     t->asym |= g->zmin != g->zmax;
     t->ragged |= g->group < g->n_in && g->n_in % g->group;
     t->odd_groups |= !known;
+    t->whole_rows |= g->group >= g->n_in;
     t->small_groups |= g->group < 32 && g->group < g->n_in;
     t->marlin_shape &= marlin && n_out % 64 == 0 && g->n_in % 128 == 0;
     t->any = true;
@@ -44,21 +48,30 @@ static enum dtype matrix_grid(const struct model *m, const struct export_plan *p
     return type;
 }
 
+static bool same_grid(const struct pack_grid *a, const struct pack_grid *b)
+{
+    bool rows = a->group >= a->n_in && b->group >= b->n_in;
+    return a->bits == b->bits && (rows || a->group == b->group) && (a->zmin == a->zmax) == (b->zmin == b->zmax);
+}
+
 static bool alike(const struct model *m, const struct export_plan *p, int64_t i, int64_t j)
 {
     struct pack_grid a, b;
     enum dtype type = matrix_grid(m, p, i, &a);
-    return matrix_grid(m, p, j, &b) == type && (type != DT_QMAT || (a.bits == b.bits && a.group == b.group));
+    return matrix_grid(m, p, j, &b) == type && (type != DT_QMAT || same_grid(&a, &b));
 }
 
 static struct traits survey(const struct model *m, const struct export_options *o, const struct export_plan *p)
 {
     struct traits t = { .marlin_shape = true, .family = o->as_llama ? "llama" : m->hp.family, .no_tokenizer = !m->tok };
+    struct pack_grid first = { 0 };
     for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
         const struct tensor *w = &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w;
         struct pack_grid g;
         enum dtype type = matrix_grid(m, p, i, &g);
         if (type == DT_QMAT) {
+            first = t.any ? first : g;
+            t.mixed |= !same_grid(&first, &g);
             add_grid(&t, &g, w->dim[0]);
             t.act_order |= !(p && p->lin) && w->q->g_idx;
             type = pack_type(&g);
@@ -105,9 +118,16 @@ static bool check_gguf(const struct traits *t, char *text, size_t n)
     return true;
 }
 
+/* optimum makes every matrix of one grid, or of those named in modules_in_block_to_quantize; "dynamic" is read by GPTQModel alone. */
 static bool check_gptqmodel(const struct traits *t, char *text, size_t n)
 {
-    if (t->odd_groups)
+    if (t->mixed) {
+        snprintf(text, n, "one grid for all quantized matrices; GPTQModel.load takes mixtures");
+        return false;
+    }
+    if (t->v1 && t->asym)
+        snprintf(text, n, "by transformers alone: GPTQModel.load refuses zero points in v1 (format gptq has them)");
+    else if (t->odd_groups)
         snprintf(text, n, "its kernels take groups of 16, 32, 64, 128, 256, 512, 1024 or a whole row");
     else if (t->ragged)
         snprintf(text, n, "the group does not divide every width: its last group is short, which not every kernel takes");
@@ -130,8 +150,10 @@ static bool check_vllm_humming(const struct traits *t, char *text, size_t n)
     snprintf(text, n, "%s", t->act_order      ? "no activation order"
                             : t->ragged       ? "groups must divide the widths"
                             : t->small_groups ? "groups of 32 or more"
+                            : t->whole_rows   ? "groups, not whole rows"
+                            : t->v1 && t->asym ? "it takes v1's zero points for v2's: format gptq"
                             : t->unlike       ? fused : "");
-    return !t->act_order && !t->ragged && !t->small_groups && !t->unlike;
+    return !t->act_order && !t->ragged && !t->small_groups && !t->whole_rows && !(t->v1 && t->asym) && !t->unlike;
 }
 
 /* Up to 0.17.1 the package put ten 3-bit codes into a word, since then (PR 732) 32 codes into three. */
@@ -173,7 +195,8 @@ json_t *loads_list(const struct model *m, const char *format, const struct expor
     static const struct export_options defaults;
     struct traits t = survey(m, o ? o : &defaults, plan);
     json_t *list = json_array();
-    const char *key = strcmp(format, "gptq_v1") ? format : "gptq";
+    t.v1 = !strcmp(format, "gptq_v1");
+    const char *key = t.v1 ? "gptq" : format;
     for (size_t i = 0; list && i < sizeof rows / sizeof *rows; i++) {
         char text[256] = "";
         if (strcmp(rows[i].format, key))

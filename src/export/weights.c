@@ -18,10 +18,14 @@
 
 /* ---- planning ------------------------------------------------------------ */
 
+static size_t width_of(enum st_dtype type)
+{
+    return type == ST_F16 || type == ST_BF16 ? 2 : type == ST_I64 ? 8 : 4;
+}
+
 static uint64_t item_bytes(const struct item *it)
 {
-    uint64_t width = it->dtype == ST_F16 ? 2 : it->dtype == ST_I64 ? 8 : 4;
-    return width * (uint64_t)it->dim[0] * (uint64_t)it->dim[1];
+    return width_of(it->dtype) * (uint64_t)it->dim[0] * (uint64_t)it->dim[1];
 }
 
 static int add(struct weights *w, enum item_kind kind, enum st_dtype dtype, int n_dims, int64_t d0, int64_t d1,
@@ -192,7 +196,52 @@ static void item_values(const struct item *it, int64_t row0, int64_t n, float *d
         memset(dst, 0, (size_t)it->dim[0] * sizeof *dst);
 }
 
-/* Checks n values, and turns them into fp16 in place (h may share f's memory) when the item says so. */
+/* Does every one of n values fit? Those that do not clear the flags. */
+static void narrow(const float *f, int64_t n, bool *f16, bool *bf16)
+{
+    for (int64_t i = 0; f && i < n && (*f16 || *bf16); i++) {
+        *f16 = *f16 && half_round(f[i]) == f[i];
+        *bf16 = *bf16 && bf16_to_f32(bf16_from_f32(f[i])) == f[i];
+    }
+}
+
+static void narrow_matrix(const struct tensor *t, bool *f16, bool *bf16)
+{
+    int64_t cols = tensor_cols(t);
+    *bf16 = *bf16 && t->type != DT_F16;
+    if (t->type == DT_QMAT || t->type == DT_F16)
+        return;
+    float *row = mem_alloc((size_t)cols, sizeof *row); /* without: writing says so */
+    for (int64_t i = 0; row && i < tensor_rows(t) && (*f16 || *bf16); i++) {
+        tensor_rows_f32(t, i, 1, row);
+        narrow(row, cols, f16, bf16);
+    }
+    mem_free(row);
+}
+
+enum st_dtype weights_float_type(const struct model *m)
+{
+    const struct hparams *hp = &m->hp;
+    bool f16 = true, bf16 = true;
+    narrow_matrix(&m->tok_embd, &f16, &bf16);
+    if (!hp->tied)
+        narrow_matrix(&m->lm_head, &f16, &bf16);
+    narrow(m->out_norm, hp->n_embd, &f16, &bf16);
+    for (int64_t i = 0; i < hp->n_layer; i++) {
+        const struct layer *l = &m->layers[i];
+        narrow(l->attn_norm, hp->n_embd, &f16, &bf16);
+        narrow(l->ffn_norm, hp->n_embd, &f16, &bf16);
+        narrow(l->q_norm, hp->head_dim, &f16, &bf16);
+        narrow(l->k_norm, hp->head_dim, &f16, &bf16);
+        for (int r = 0; r < ROLE_COUNT; r++) {
+            narrow_matrix(&l->lin[r].w, &f16, &bf16);
+            narrow(l->lin[r].b, tensor_rows(&l->lin[r].w), &f16, &bf16);
+        }
+    }
+    return !f16 && bf16 ? ST_BF16 : ST_F16;
+}
+
+/* Checks n values, and turns them into fp16 or bf16 in place (h may share f's memory) when the item says so. */
 static int check_values(const struct item *it, int64_t row0, float *f, int64_t n, struct err *e)
 {
     uint16_t *h = (uint16_t *)(void *)f;
@@ -201,10 +250,11 @@ static int check_values(const struct item *it, int64_t row0, float *f, int64_t n
         if (!isfinite(x))
             return err_set(e, ERR_NUMERIC, "tensor %s: value %lld of row %lld is not finite", it->name,
                            (long long)(i % item_cols(it)), (long long)(row0 + i / item_cols(it)));
-        if (it->dtype != ST_F16)
+        if (it->dtype == ST_F32)
             continue;
-        uint16_t half = half_from_f32(x);
-        if (half_to_f32(half) != x)
+        bool bf = it->dtype == ST_BF16;
+        uint16_t half = bf ? bf16_from_f32(x) : half_from_f32(x);
+        if ((bf ? bf16_to_f32(half) : half_to_f32(half)) != x)
             return err_set(e, ERR_NUMERIC, "tensor %s: value %lld of row %lld is %.9g, which fp16 cannot hold exactly: "
                            "the model must be rounded to f16 before it is quantized", it->name,
                            (long long)(i % item_cols(it)), (long long)(row0 + i / item_cols(it)), (double)x);
@@ -233,7 +283,7 @@ static int write_floats(const struct item *it, struct st_writer *w, struct outfi
                         struct err *e)
 {
     int64_t rows = item_rows(it), cols = item_cols(it), chunk = chunk_rows(it);
-    size_t width = it->dtype == ST_F16 ? 2 : 4;
+    size_t width = width_of(it->dtype);
     float *buf = mem_alloc((size_t)(chunk * cols), sizeof *buf);
     if (!buf)
         return err_nomem(e, it->name, (size_t)(chunk * cols) * sizeof *buf);
@@ -335,7 +385,7 @@ static int verify_floats(const struct item *it, const struct checkpoint *c, stru
         return found < 0 ? -1 : err_set(e, ERR_IO, "%s: tensor %s is missing after writing", c->path, it->name);
     if (tensor_expect(&t, it->dim[0], it->n_dims == 2 ? it->dim[1] : -1, e))
         return -1;
-    int64_t rows = item_rows(it), cols = item_cols(it), chunk = chunk_rows(it), width = it->dtype == ST_F16 ? 2 : 4;
+    int64_t rows = item_rows(it), cols = item_cols(it), chunk = chunk_rows(it), width = (int64_t)width_of(it->dtype);
     float *a = mem_alloc((size_t)(2 * chunk * cols), sizeof *a);
     if (!a)
         return err_nomem(e, it->name, (size_t)(2 * chunk * cols) * sizeof *a);

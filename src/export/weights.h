@@ -33,7 +33,7 @@ struct weights {
     const struct arena *model; /* of the model: what was written of it leaves memory where it can (arena_forget) */
     struct item *items;
     size_t n, cap;
-    enum st_dtype dtype; /* of what is not integers: ST_F32 or ST_F16 (values must fit exactly) */
+    enum st_dtype dtype; /* of what is not integers: ST_F32, ST_F16 or ST_BF16 (values must fit exactly) */
     enum integers integers; /* how DT_QMAT is stored; none: dequantized */
     bool v1;
     struct export_biases biases;
@@ -41,6 +41,9 @@ struct weights {
     uint64_t bytes;
 };
 
+/* What gptq and ct store floats as: ST_F16, which the quantizer rounds to; ST_BF16 where only that holds every value (of a source in BF16
+ * that others quantized). Where neither does it is ST_F16, and writing names the value. */
+enum st_dtype weights_float_type(const struct model *m);
 /* Fills in the tensors of the model; dtype, integers, v1, biases are set by the caller. */
 int weights_plan(struct weights *w, const struct model *m, uint64_t shard_bytes, struct err *e);
 void weights_release(struct weights *w);

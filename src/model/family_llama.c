@@ -5,13 +5,9 @@
 static int hparams(const json_t *config, struct hparams *hp, struct err *e)
 {
     bool attention_bias = false;
-    int64_t tp = 1;
     if (config_common(config, 0, hp, e) || config_bool(config, "attention_bias", &attention_bias, e) ||
-        config_bool(config, "mlp_bias", &hp->mlp_bias, e) ||
-        config_int(config, "pretraining_tp", 0, 1 << 20, &tp, e))
+        config_bool(config, "mlp_bias", &hp->mlp_bias, e)) /* pretraining_tp says in which order sums were made, and nobody heeds it */
         return -1;
-    if (tp > 1) /* sums in another order than one product does */
-        return err_set(e, ERR_UNSUPPORTED, "pretraining_tp %lld is not supported (expected 1)", (long long)tp);
     hp->qkv_bias = hp->o_bias = attention_bias;
     return 0;
 }

@@ -99,9 +99,6 @@ static int put_model(const struct tokenizer *t, int64_t n_vocab, struct arena *a
 {
     const char *pre = t->byte_level ? pre_name(t) : "default";
     size_t n;
-    if (!pre)
-        return err_set(e, ERR_UNSUPPORTED, "%s: its pre-tokenizer (%d steps, the first '%.80s') has no name in GGUF", t->what,
-                       t->n_pre, t->n_pre ? t->pre_text[0] : "");
     struct merge *m = merges_by_rank(t, &n);
     if (!m)
         return err_nomem(e, t->what, t->merges.size * sizeof *m);
@@ -112,16 +109,17 @@ static int put_model(const struct tokenizer *t, int64_t n_vocab, struct arena *a
     return rc;
 }
 
-static int put_id(struct gguf_writer *w, const char *key, int32_t id, struct err *e)
+/* Ids that the model has no row for are left out. */
+static int put_id(struct gguf_writer *w, const char *key, int32_t id, int64_t n_vocab, struct err *e)
 {
-    return id < 0 ? 0 : gguf_put_int(w, key, GGUF_U32, id, e);
+    return id < 0 || id >= n_vocab ? 0 : gguf_put_int(w, key, GGUF_U32, id, e);
 }
 
-static int put_rest(const struct tokenizer *t, struct gguf_writer *w, struct err *e)
+static int put_rest(const struct tokenizer *t, int64_t n, struct gguf_writer *w, struct err *e)
 {
-    return put_id(w, "tokenizer.ggml.bos_token_id", t->bos, e) || put_id(w, "tokenizer.ggml.eos_token_id", t->eos, e) ||
-           put_id(w, "tokenizer.ggml.unknown_token_id", t->unk, e) ||
-           put_id(w, "tokenizer.ggml.padding_token_id", t->pad, e) ||
+    return put_id(w, "tokenizer.ggml.bos_token_id", t->bos, n, e) || put_id(w, "tokenizer.ggml.eos_token_id", t->eos, n, e) ||
+           put_id(w, "tokenizer.ggml.unknown_token_id", t->unk, n, e) ||
+           put_id(w, "tokenizer.ggml.padding_token_id", t->pad, n, e) ||
            gguf_put_int(w, "tokenizer.ggml.add_bos_token", GGUF_BOOL, t->add_bos && t->bos >= 0, e) ||
            gguf_put_int(w, "tokenizer.ggml.add_eos_token", GGUF_BOOL, t->add_eos && t->eos >= 0, e) ||
            gguf_put_int(w, "tokenizer.ggml.add_space_prefix", GGUF_BOOL,
@@ -130,14 +128,32 @@ static int put_rest(const struct tokenizer *t, struct gguf_writer *w, struct err
 }
 
 /* What llama.cpp will do differently for want of a key. */
-static void warn(const struct tokenizer *t, const struct log *log)
+static void warn(const struct tokenizer *t, int64_t n_vocab, const struct log *log)
 {
+    if (t->n > n_vocab)
+        log_warn(log, "%s: %lld special tokens have ids beyond the model's %lld and are left out", t->what, (long long)(t->n - n_vocab),
+                 (long long)n_vocab);
     if (t->nfc)
         log_warn(log, "GGUF has no key for Unicode normalization (NFC): text that is not normalized gets other tokens there");
     if (t->byte_level && t->add_prefix_space)
         log_warn(log, "llama.cpp puts no space in front of a text with byte-level tokens, this tokenizer does");
+    if (t->space_prefix && t->prefix_if_missing)
+        log_warn(log, "llama.cpp puts a space in front of text that begins with one too, this tokenizer does not");
     if (t->space_prefix && t->prefix_first_only)
         log_warn(log, "llama.cpp puts a space in front of text behind special tokens too, this tokenizer does not");
+}
+
+int tokenizer_check_gguf(const struct tokenizer *t, const struct checkpoint *c, int64_t n_vocab, struct err *e)
+{
+    if (c->container == CONTAINER_GGUF) /* copied */
+        return 0;
+    for (int64_t id = n_vocab; id < t->n; id++) /* a <pad> that was added without a row, say */
+        if (t->tokens[id].kind != TOKEN_SPECIAL && t->tokens[id].kind != TOKEN_ADDED && t->tokens[id].n)
+            return err_set(e, ERR_UNSUPPORTED, "%s: the tokenizer has %d tokens, the model %lld", t->what, t->n, (long long)n_vocab);
+    if (t->byte_level && !pre_name(t))
+        return err_set(e, ERR_UNSUPPORTED, "%s: its pre-tokenizer (%d steps, the first '%.80s') has no name in GGUF", t->what,
+                       t->n_pre, t->n_pre ? t->pre_text[0] : "");
+    return 0;
 }
 
 int tokenizer_write_gguf(const struct tokenizer *t, const struct checkpoint *c, int64_t n_vocab, struct gguf_writer *w,
@@ -150,13 +166,13 @@ int tokenizer_write_gguf(const struct tokenizer *t, const struct checkpoint *c, 
                 return -1;
         return 0;
     }
-    if (t->n > n_vocab)
-        return err_set(e, ERR_UNSUPPORTED, "%s: the tokenizer has %d tokens, the model %lld", t->what, t->n, (long long)n_vocab);
+    if (tokenizer_check_gguf(t, c, n_vocab, e))
+        return -1;
     arena_init(&a);
-    int rc = put_model(t, n_vocab, &a, w, e) || put_rest(t, w, e) ? -1 : 0;
+    int rc = put_model(t, n_vocab, &a, w, e) || put_rest(t, n_vocab, w, e) ? -1 : 0;
     arena_release(&a);
     if (!rc)
-        warn(t, log);
+        warn(t, n_vocab, log);
     return rc;
 }
 
@@ -183,15 +199,19 @@ static int same_ids(const struct tokenizer *a, const struct tokenizer *b, const 
     return rc;
 }
 
-int tokenizer_compare(const struct tokenizer *a, const struct tokenizer *b, struct err *e)
+int tokenizer_compare(const struct tokenizer *original, const struct tokenizer *b, struct err *e)
 {
     char buf[4096];
     size_t n = 0;
-    if (same_ids(a, b, probe, sizeof probe - 1, true, e))
+    struct tokenizer plain = *original; /* without what GGUF has no key for (warn tells) */
+    const struct tokenizer *a = &plain;
+    plain.prefix_if_missing = plain.prefix_first_only = false;
+    const char *inner = strchr(probe, ' '); /* text that begins with a space */
+    if (same_ids(a, b, probe, sizeof probe - 1, true, e) || same_ids(a, b, inner, strlen(inner), true, e))
         return -1;
     if (a->nfc != b->nfc) /* tokens may be pieces of what NFC changes */
         return 0;
-    for (int32_t id = 0; id < a->n; id += 1 + a->n / 20000) {
+    for (int32_t id = 0; id < a->n && id < b->n; id += 1 + a->n / 20000) {
         size_t k = tokenizer_piece(a, id, false, buf + n, sizeof buf - n);
         if (n + k > sizeof buf) { /* it was cut */
             if (same_ids(a, b, buf, n, false, e))

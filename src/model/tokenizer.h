@@ -54,7 +54,10 @@ int tokenizer_write_hf(const struct tokenizer *t, const struct checkpoint *c, co
  * made; ERR_UNSUPPORTED for a pre-tokenizer that GGUF has no name for. What GGUF has no key for is told to log. */
 int tokenizer_write_gguf(const struct tokenizer *t, const struct checkpoint *c, int64_t n_vocab, struct gguf_writer *w,
                          const struct log *log, struct err *e);
-/* Do both make the same ids of a text with many kinds of words and of the text of many of a's tokens? -1: they differ. */
+/* Can it be written so? Asked before the work. Special and added tokens beyond n_vocab are left out. */
+int tokenizer_check_gguf(const struct tokenizer *t, const struct checkpoint *c, int64_t n_vocab, struct err *e);
+/* Do both make the same ids of a text with many kinds of words and of the text of many of a's tokens, but for when a space is put in front, which GGUF
+ * cannot say as finely? -1: they differ. */
 int tokenizer_compare(const struct tokenizer *a, const struct tokenizer *b, struct err *e);
 
 #endif
