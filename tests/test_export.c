@@ -284,6 +284,64 @@ static void gptq_round_trips(void **state)
     }
 }
 
+/* The quantization_config of format as other programs read it, whole, but for what made it. */
+static void expect_config(const struct model *m, const char *format, const char *want)
+{
+    const char *dir = scratch_dir(), *out = scratch_path(dir, "out");
+    export_ok(m, format, out, NULL);
+    json_t *config = json_load_file(scratch_path(out, "config.json"), 0, NULL), *q = json_object_get(config, "quantization_config");
+    json_t *expected = json_loads(want, 0, NULL);
+    assert_non_null(expected);
+    json_object_del(q, "meta");
+    if (!json_equal(q, expected)) {
+        char *found = json_dumps(q, JSON_COMPACT);
+        fail_msg("%s: found %s", format, found);
+    }
+    json_decref(config);
+    json_decref(expected);
+    scratch_remove(dir);
+}
+
+#define CT(groups, ignore) "{\"quant_method\":\"compressed-tensors\",\"format\":\"pack-quantized\",\"quantization_status\":\"compressed\"," \
+    "\"config_groups\":{" groups "},\"ignore\":[" ignore "],\"kv_cache_scheme\":null,\"global_compression_ratio\":null}"
+#define CT_GROUP(name, targets, bits, sym, strategy, size) "\"" name "\":{\"targets\":[" targets "],\"weights\":{\"num_bits\":" bits \
+    ",\"type\":\"int\",\"symmetric\":" sym ",\"strategy\":\"" strategy "\",\"dynamic\":false,\"observer\":\"minmax\",\"group_size\":" size \
+    ",\"actorder\":null},\"input_activations\":null,\"output_activations\":null,\"format\":\"pack-quantized\"}"
+#define GPTQ(bits, group, sym, format, more) "{\"bits\":" bits ",\"group_size\":" group ",\"desc_act\":false,\"sym\":" sym ",\"lm_head\":false," \
+    "\"quant_method\":\"gptq\",\"checkpoint_format\":\"" format "\",\"format\":\"" format "\",\"pack_dtype\":\"int32\"" more "}"
+
+static void configurations(void **state)
+{
+    static const struct { int bits, group; bool sym; const char *ct, *gptq; } rows[] = {
+        { 4, 32, true, CT(CT_GROUP("group_0", "\"Linear\"", "4", "true", "group", "32"), "\"lm_head\""), GPTQ("4", "32", "true", "gptq_v2", "") },
+        { 3, 96, true, CT(CT_GROUP("group_0", "\"Linear\"", "3", "true", "channel", "null"), "\"lm_head\""), GPTQ("3", "-1", "true", "gptq_v2", "") },
+        { 4, 32, false, CT(CT_GROUP("group_0", "\"Linear\"", "4", "false", "group", "32"), "\"lm_head\""), GPTQ("4", "32", "false", "gptq_v2", "") },
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct model *m = open_model(MODELS "llama");
+        quantize_model_rtn(m, rows[i].bits, rows[i].group, rows[i].sym, 1);
+        expect_config(m, "ct", rows[i].ct);
+        expect_config(m, "gptq", rows[i].gptq);
+        model_free(m);
+    }
+    struct model *m = open_model(MODELS "llama"); /* one matrix with other bits, one as it was */
+    struct linear *lin = m->layers[1].lin;
+    struct tensor keep = lin[ROLE_V].w, q = lin[ROLE_Q].w;
+    quantize_model_rtn(m, 4, 32, true, 0);
+    lin[ROLE_V].w = keep;
+    quantize(m, &q, 3, 32, true, 0);
+    lin[ROLE_Q].w = q;
+#define L0 "\"model.layers.0.self_attn.q_proj\",\"model.layers.0.self_attn.k_proj\",\"model.layers.0.self_attn.v_proj\",\"model.layers.0.self_attn.o_proj\"," \
+    "\"model.layers.0.mlp.gate_proj\",\"model.layers.0.mlp.up_proj\",\"model.layers.0.mlp.down_proj\","
+#define L1 "\"model.layers.1.self_attn.o_proj\",\"model.layers.1.mlp.gate_proj\",\"model.layers.1.mlp.up_proj\",\"model.layers.1.mlp.down_proj\""
+    expect_config(m, "gptq", GPTQ("4", "32", "true", "gptq_v2",
+        ",\"dynamic\":{\"+:^model\\\\.layers\\\\.1\\\\.self_attn\\\\.q_proj$\":{\"bits\":3,\"group_size\":32,\"sym\":true},"
+        "\"-:^model\\\\.layers\\\\.1\\\\.self_attn\\\\.v_proj$\":{}},"
+        "\"modules_in_block_to_quantize\":[[" L0 "\"model.layers.1.self_attn.q_proj\",\"model.layers.1.self_attn.k_proj\"," L1 "]]"));
+    model_free(m);
+}
+
 /* The same through compressed-tensors, with a float matrix and a second scheme among them. */
 static void ct_round_trips(void **state)
 {
@@ -659,6 +717,7 @@ int main(void)
         cmocka_unit_test(shards_when_large),
         cmocka_unit_test(gptq_round_trips),
         cmocka_unit_test(ct_round_trips),
+        cmocka_unit_test(configurations),
         cmocka_unit_test(ct_refuses),
         cmocka_unit_test(gptq_mixes),
         cmocka_unit_test(corrections_are_carried_or_refused),

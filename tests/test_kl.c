@@ -16,7 +16,7 @@
 #include "scratch.h"
 
 #define MODELS "tests/fixtures/models/"
-enum { CTX = 48 };
+enum { CTX = 48, LONG = 300 }; /* LONG: more than are scored at once */
 
 static struct model *open_model(int bits)
 {
@@ -44,22 +44,27 @@ static char *read_text(size_t *n)
     return text;
 }
 
-/* Mean KL, share of equal tops and nll of m over the windows, in double. */
-static void reference(const struct model *m, const struct model *ref, const char *text, size_t n_text, enum eval_protocol protocol,
-                      double *kl, double *top1, double *nll)
+/* Over the windows: of KL, of the change of the right token's probability, of nll the mean; the error of ln(ppl ratio). */
+struct truth {
+    double kl, top1, nll, dp, ratio_err;
+};
+
+static struct truth reference(const struct model *m, const struct model *ref, const char *text, size_t n_text, enum eval_protocol protocol,
+                              int64_t ctx)
 {
+    struct truth r = { 0 };
+    double d1 = 0, d2 = 0; /* of the difference of log probabilities */
     struct windows w;
     struct pass a, b;
     struct err e;
     int64_t n_vocab = m->hp.n_vocab, count = 0, same = 0;
-    assert_int_equal(windows_init(&w, m, text, n_text, protocol, RULE_AUTO, CTX, 0, &e), 0);
-    assert_int_equal(pass_init(&a, ref, CTX, &e) | pass_init(&b, m, CTX, &e), 0);
-    int32_t ids[CTX];
-    *kl = *nll = 0;
+    assert_int_equal(windows_init(&w, m, text, n_text, protocol, RULE_AUTO, ctx, 0, &e), 0);
+    assert_int_equal(pass_init(&a, ref, ctx, &e) | pass_init(&b, m, ctx, &e), 0);
+    int32_t ids[LONG];
     for (int64_t i = 0; i < w.n; i++) {
         windows_get(&w, i, ids);
         assert_int_equal(pass_run(&a, ref, ids, NULL, &e) | pass_run(&b, m, ids, NULL, &e), 0);
-        for (int64_t t = w.first; t < CTX; t++) {
+        for (int64_t t = w.first; t < ctx; t++) {
             assert_int_equal(pass_logits(&a, ref, t - 1, 1, &e) | pass_logits(&b, m, t - 1, 1, &e), 0);
             double za = 0, zb = 0;
             int64_t ta = 0, tb = 0;
@@ -70,18 +75,26 @@ static void reference(const struct model *m, const struct model *ref, const char
                 tb = b.logits[v] > b.logits[tb] ? v : tb;
             }
             for (int64_t v = 0; v < n_vocab; v++)
-                *kl += exp(a.logits[v]) / za * (((double)a.logits[v] - log(za)) - ((double)b.logits[v] - log(zb)));
-            *nll -= (double)b.logits[ids[t]] - log(zb);
+                r.kl += exp(a.logits[v]) / za * (((double)a.logits[v] - log(za)) - ((double)b.logits[v] - log(zb)));
+            double la = (double)a.logits[ids[t]] - log(za), lb = (double)b.logits[ids[t]] - log(zb);
+            r.nll -= lb;
+            r.dp += exp(lb) - exp(la);
+            d1 += la - lb;
+            d2 += (la - lb) * (la - lb);
             same += ta == tb;
             count++;
         }
     }
-    *kl /= (double)count;
-    *nll /= (double)count;
-    *top1 = (double)same / (double)count;
+    double n = (double)count;
+    r.kl /= n;
+    r.nll /= n;
+    r.dp /= n;
+    r.ratio_err = sqrt((d2 / n - d1 / n * d1 / n) / (n - 1));
+    r.top1 = (double)same / n;
     pass_release(&a);
     pass_release(&b);
     windows_release(&w);
+    return r;
 }
 
 static void run_kl(const struct model *m, const struct kl_options *o, const char *text, size_t n, struct eval_result *r, struct kl_result *k)
@@ -97,19 +110,22 @@ static void against_a_model(void **state)
     struct model *ref = open_model(0), *m = open_model(3);
     size_t n;
     char *text = read_text(&n);
-    for (int p = 0; p < 2; p++) {
+    for (int p = 0; p < 4; p++) {
         struct kl_options o = { .ref = ref };
-        struct eval_result r;
+        struct eval_result r, alone;
         struct kl_result k;
-        double kl, top1, nll;
+        struct err e = { 0 };
         eval_options_init(&o.e);
-        o.e.protocol = p ? PROTOCOL_LLAMA : PROTOCOL_GPTQ;
-        o.e.ctx = CTX;
-        reference(m, ref, text, n, o.e.protocol, &kl, &top1, &nll);
+        o.e.protocol = p % 2 ? PROTOCOL_LLAMA : PROTOCOL_GPTQ;
+        o.e.ctx = p / 2 ? LONG : CTX;
+        struct truth t = reference(m, ref, text, n, o.e.protocol, o.e.ctx);
         run_kl(m, &o, text, n, &r, &k);
-        assert_true(kl > 0.1 && fabs(k.kl.mean - kl) < 1e-6 * kl);
-        assert_true(k.top1 == top1 && top1 < 1);
-        assert_true(fabs(r.nll - nll) < 1e-6 * nll);
+        assert_true(t.kl > 0.1 && fabs(k.kl.mean - t.kl) < 1e-6 * t.kl);
+        assert_true(k.top1 == t.top1 && t.top1 < 1);
+        assert_true(fabs(r.nll - t.nll) < 1e-6 * t.nll);
+        assert_true(fabs(k.dp.mean - t.dp) < 1e-6 && fabs(k.ln_ratio_err - t.ratio_err) < 1e-5);
+        assert_int_equal(eval_perplexity(m, text, n, &o.e, NULL, &alone, &e), 0);
+        assert_true(fabs(alone.nll - t.nll) < 1e-6 * t.nll);
         assert_true(k.kl.min <= k.kl.median && k.kl.median <= k.kl.p90 && k.kl.p90 <= k.kl.p99 && k.kl.p99 <= k.kl.max);
         run_kl(ref, &o, text, n, &r, &k); /* of itself */
         assert_true(k.kl.max == 0 && k.top1 == 1 && k.dp_rms == 0 && k.ln_ratio == 0);

@@ -485,6 +485,39 @@ static void test_calibration_files(void **state)
     scratch_remove(dir);
 }
 
+/* A table of more rows than are rounded at a time. */
+static void test_many_words(void **state)
+{
+    (void)state;
+    enum { ROWS = 2500 };
+    for (int packed = 0; packed < 2; packed++) {
+        struct model *m = open_model(MODELS "llama");
+        struct quant_options o = options("rtn", "default", 4, 32);
+        struct quant_result res;
+        struct err e = { 0 };
+        int64_t d = m->hp.n_embd;
+        float *w = mem_alloc((size_t)(ROWS * d), sizeof *w), row[64];
+        for (int64_t i = 0; i < ROWS * d; i++)
+            w[i] = sinf((float)i);
+        m->tok_embd = tensor_f32(m->tok_embd.name, w, ROWS, d);
+        if (packed)
+            assert_int_equal(quant_keep_add(&o, "model.embed_tokens=q8_0", &e), 0);
+        o.kept = packed ? DT_F32 : DT_F16;
+        if (quantize_model(m, &o, NULL, NULL, NULL, NULL, &res, &e))
+            fail_msg("%s", e.msg);
+        assert_int_equal(m->tok_embd.type, packed ? DT_Q8_0 : DT_F16);
+        for (int64_t i = 0; i < ROWS; i++) {
+            tensor_rows_f32(&m->tok_embd, i, 1, row);
+            for (int64_t j = 0; j < d; j++)
+                if (fabsf(row[j] - w[i * d + j]) > (packed ? 0.01f : 1e-3f))
+                    fail_msg("row %lld: %g, expected %g", (long long)i, row[j], w[i * d + j]);
+        }
+        quant_result_release(&res);
+        model_free(m);
+        mem_free(w);
+    }
+}
+
 int main(void)
 {
     struct err e;
@@ -493,6 +526,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_family_and_method),
         cmocka_unit_test(test_errors_are_ordered),
+        cmocka_unit_test(test_many_words),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_written_is_what_was_in_memory),
         cmocka_unit_test(test_dac_restores_the_mean),

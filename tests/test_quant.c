@@ -712,6 +712,101 @@ static void test_calib_tokens(void **state)
     assert_int_equal(calib_from_tokens(&c, ids, 1, 4, 300, 0, &e), -1);
 }
 
+/* More outputs than are worked on at a time. */
+static void test_propagate_many_rows(void **state)
+{
+    (void)state;
+    enum { D = 24, N = 60, OUT = 600 };
+    struct err e;
+    float *xq = random_inputs(N, D), *xf = random_matrix(N, D, 0.2f), *w = random_matrix(OUT, D, 1);
+    float *rq = random_matrix(N, OUT, 1), *rf = random_matrix(N, OUT, 1), *out = mem_alloc(OUT * D, sizeof *out);
+    for (int i = 0; i < N * D; i++)
+        xf[i] += xq[i];
+    struct stats_target to = { w, OUT, 1, 1 };
+    for (int residual = 0; residual < 2; residual++) {
+        struct stats st;
+        double *l;
+        assert_int_equal(stats_init(&st, D, residual ? PATH_T : PATH_D, residual ? &to : NULL, SINKS_KEEP, &e), 0);
+        assert_int_equal(stats_add(&st, xq, xf, rq, rf, N, &e), 0);
+        assert_int_equal(stats_finish(&st, "t", &e), 0);
+        assert_int_equal(hessian_cholesky(st.h, D, 0, &l, &e), 0);
+        assert_int_equal(propagate_target(&st, l, 1, w, OUT, out, &e), 0);
+        assert_fit(N, OUT, D, w, out, xq, xf, residual ? rq : NULL, rf);
+        stats_release(&st);
+        mem_free(l);
+    }
+    mem_free(xq); mem_free(xf); mem_free(w); mem_free(rq); mem_free(rf); mem_free(out);
+}
+
+/* A sink that is skipped leaves H, D and T as if it were not there. */
+static void test_sinks_in_stats(void **state)
+{
+    (void)state;
+    enum { D = 16, N = 33, M = 5 };
+    struct err e;
+    float *xq = random_matrix(N, D, 1), *xf = random_matrix(N, D, 1), *w = random_matrix(M, D, 1);
+    float *rq = random_matrix(N, M, 1), *rf = random_matrix(N, M, 1);
+    struct stats_target to = { w, M, 1, 1 };
+    for (int j = 0; j < D; j++)
+        xq[(N - 1) * D + j] *= 1000;
+    for (int t = 0; t < 2; t++) {
+        struct stats a, b;
+        assert_int_equal(stats_init(&a, D, t ? PATH_T : PATH_D, t ? &to : NULL, SINKS_SKIP, &e), 0);
+        assert_int_equal(stats_init(&b, D, t ? PATH_T : PATH_D, t ? &to : NULL, SINKS_SKIP, &e), 0);
+        assert_int_equal(stats_add(&a, xq, xf, rq, rf, N, &e), 0);
+        assert_int_equal(stats_add(&b, xq, xf, rq, rf, N - 1, &e), 0);
+        for (int i = 0; i < D; i++)
+            for (int j = 0; j <= i; j++)
+                assert_true(fabsf(a.h[i * D + j] - b.h[i * D + j]) < 1e-3f);
+        for (int i = 0; t && i < M * D; i++)
+            assert_true(fabsf(a.t[i] - b.t[i]) < 1e-3f);
+        for (int i = 0; !t && i < D * D; i++)
+            assert_true(fabsf(a.dx[i] - b.dx[i]) < 1e-3f);
+        stats_release(&a);
+        stats_release(&b);
+    }
+    mem_free(xq); mem_free(xf); mem_free(rq); mem_free(rf); mem_free(w);
+}
+
+/* A column scale (DSQ) under activation order: as GPTQ of the scaled problem. */
+static void test_act_order_scaled(void **state)
+{
+    (void)state;
+    enum { D = 96, ROWS = 40 };
+    struct problem p;
+    struct err e;
+    float s[D];
+    int32_t perm[D];
+    problem_init(&p, ROWS, D, 3, 32);
+    factor_release(&p.f);
+    assert_int_equal(factor_init(&p.f, p.h, D, p.o.damp, ORDER_ACT, "t", NULL, &e), 0);
+    for (int j = 0; j < D; j++)
+        s[j] = (float)exp(2 * uniform() - 1);
+    p.in.col_scale = s;
+    assert_int_equal(solve(&p.in, &p.o, &p.t, &e), 0);
+    for (int j = 0; j < D; j++)
+        perm[j] = p.f.perm[j];
+    double *u = reference_factor(p.h, D, p.o.damp, perm);
+    for (int i = 0; i < D; i++)
+        for (int j = 0; j < D; j++)
+            u[i * D + j] /= s[perm[j]];
+    int wrong = 0;
+    for (int i = 0; i < ROWS; i++) {
+        float w[D];
+        uint8_t want[D], got[D];
+        for (int j = 0; j < D; j++)
+            w[j] = p.w[i * D + j] / s[j];
+        reference_gptq(w, u, perm, D, 3, 32, false, true, want);
+        qmat_get_codes(p.q, i, got);
+        for (int j = 0; j < D; j++)
+            wrong += want[j] != got[j];
+    }
+    if (wrong * 200 > ROWS * D) /* ties */
+        fail_msg("%d of %d codes differ", wrong, ROWS * D);
+    mem_free(u);
+    problem_release(&p);
+}
+
 int main(void)
 {
     struct err e;
@@ -725,6 +820,9 @@ int main(void)
         cmocka_unit_test(test_dsq), cmocka_unit_test(test_dsq_of_several),
         cmocka_unit_test(test_dsq_absorb),
         cmocka_unit_test(test_propagate),
+        cmocka_unit_test(test_propagate_many_rows),
+        cmocka_unit_test(test_sinks_in_stats),
+        cmocka_unit_test(test_act_order_scaled),
         cmocka_unit_test(test_stats_shift),
         cmocka_unit_test(test_sinks),
         cmocka_unit_test(test_stats_shrink),

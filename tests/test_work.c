@@ -354,11 +354,68 @@ static void test_recipe_is_complete(void **state)
     assert_int_equal(sizeof(struct quant_options) - sizeof((struct quant_options *)0)->keep, OPTIONS_SIZE);
 }
 
+/* A work folder of other options is refused: each of them counts, but the two that say how to go on. */
+static void test_every_option_counts(void **state)
+{
+    (void)state;
+    struct model *m;
+    struct err e;
+    const struct quant_options plain = options("d2quant", "default");
+    assert_int_equal(model_open(&m, MODELS "llama", &e), 0);
+    json_t *before = work_recipe(m, &plain, NULL, NULL, "v");
+#define COUNTS(change)                                             \
+    do {                                                           \
+        struct quant_options o = plain;                            \
+        o.change;                                                  \
+        json_t *after = work_recipe(m, &o, NULL, NULL, "v");       \
+        if (json_equal(before, after))                             \
+            fail_msg("%s: not in the recipe of the work", #change); \
+        json_decref(after);                                        \
+    } while (0)
+    COUNTS(method = METHOD_gptq);
+    COUNTS(grid = GRID_sym);
+    COUNTS(bits++);
+    COUNTS(group = 16);
+    COUNTS(zero_min++);
+    COUNTS(dsq = !plain.dsq);
+    COUNTS(dac = !plain.dac);
+    COUNTS(dsq_norms = !plain.dsq_norms);
+    COUNTS(dac_accept = !plain.dac_accept);
+    COUNTS(alpha += 0.25);
+    COUNTS(beta += 0.25);
+    COUNTS(rotate = !plain.rotate);
+    COUNTS(prop_damp += 0.25);
+    COUNTS(order = ORDER_ACT);
+    COUNTS(search = SEARCH_MINMAX);
+    COUNTS(sweeps++);
+    COUNTS(damp += 0.25);
+    COUNTS(shrink += 0.25);
+    COUNTS(sinks = SINKS_SKIP);
+    COUNTS(dsq_init = DSQ_ONES);
+    COUNTS(dsq_weighted = !plain.dsq_weighted);
+    COUNTS(dsq_rounds++);
+    COUNTS(tune++);
+    COUNTS(tune_lr += 0.01);
+    COUNTS(kept = plain.kept == DT_F16 ? DT_F32 : DT_F16);
+    COUNTS(kept_packed = !plain.kept_packed);
+    json_decref(before);
+    struct quant_options o = plain;
+    assert_int_equal(quant_keep_add(&o, "*.down_proj=q8_0", &e), 0);
+    before = work_recipe(m, &o, NULL, NULL, "v");
+    o.keep[0].grid = GRID_sym;
+    json_t *after = work_recipe(m, &o, NULL, NULL, "v");
+    assert_false(json_equal(before, after));
+    json_decref(before);
+    json_decref(after);
+    model_free(m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_bytes), cmocka_unit_test(test_refused), cmocka_unit_test(test_damage), cmocka_unit_test(test_versions),
         cmocka_unit_test(test_folder),     cmocka_unit_test(test_recipe_is_complete),
+        cmocka_unit_test(test_every_option_counts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
