@@ -138,6 +138,19 @@ static void test_estimate(void **state)
     }
 }
 
+/* Bytes of the seven matrices of all blocks at 2 bits. */
+static uint64_t smallest(const struct model *m)
+{
+    uint64_t small = 0;
+    for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
+        struct grid g;
+        const struct tensor *w = &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w;
+        grid_init(&g, GRID_q2_k, 0, 0, 0, w->dim[1]);
+        small += (uint64_t)(grid_row_bits(&g, w->dim[1]) / 8 * (double)w->dim[0]);
+    }
+    return small;
+}
+
 /* More bytes, less loss; budgets kept and nearly used; names the user fixed untouched; too little refused. */
 static void test_budget(void **state)
 {
@@ -146,15 +159,9 @@ static void test_budget(void **state)
     struct calib c;
     struct err e = { 0 };
     struct quant_options *o = mem_alloc(1, sizeof *o);
-    uint64_t bytes = 0, small = 0;
+    uint64_t bytes = 0, small = smallest(m);
     double loss = 0, before = 1e30;
     make_calib(&c, m);
-    for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
-        struct grid g;
-        const struct tensor *w = &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w;
-        grid_init(&g, GRID_q2_k, 0, 0, 0, w->dim[1]);
-        small += (uint64_t)(grid_row_bits(&g, w->dim[1]) / 8 * (double)w->dim[0]);
-    }
     for (int step = 0; step < 5; step++) {
         struct mix_target t = { .bytes = small + small * (uint64_t)step / 2 };
         *o = options();
@@ -187,15 +194,9 @@ static void test_best_first(void **state)
     struct calib c;
     struct err e = { 0 };
     struct quant_options *o = mem_alloc(1, sizeof *o);
-    uint64_t bytes = 0, small = 0;
+    uint64_t bytes = 0, small = smallest(m);
     double loss[5];
     make_calib(&c, m);
-    for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
-        struct grid g;
-        const struct tensor *w = &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w;
-        grid_init(&g, GRID_q2_k, 0, 0, 0, w->dim[1]);
-        small += (uint64_t)(grid_row_bits(&g, w->dim[1]) / 8 * (double)w->dim[0]);
-    }
     for (int step = 0; step < 5; step++) {
         struct mix_target t = { .bytes = small + small * (uint64_t)step / 4 };
         *o = options();

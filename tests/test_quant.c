@@ -494,15 +494,37 @@ static void assert_fit(int64_t n, int64_t n_out, int64_t d, const float *w, cons
         }
 }
 
+/* xq, xf (n, d), w (n_out, d), rq, rf (n, n_out), gathered in two halves. */
+static void check_propagate(int64_t n, int64_t n_out, int64_t d, const float *w, const float *xq, const float *xf, const float *rq, const float *rf)
+{
+    struct err e;
+    float *out = mem_alloc((size_t)(n_out * d), sizeof *out);
+    int64_t half = n / 2;
+    struct stats_target to = { w, n_out, 1, 1 };
+    for (int residual = 0; residual < 2; residual++) {
+        struct stats st;
+        double *l;
+        assert_int_equal(stats_init(&st, d, residual ? PATH_T : PATH_D, residual ? &to : NULL, SINKS_KEEP, &e), 0);
+        assert_int_equal(stats_add(&st, xq, xf, rq, rf, half, &e), 0);
+        assert_int_equal(stats_add(&st, xq + half * d, xf + half * d, rq + half * n_out, rf + half * n_out, half, &e), 0);
+        assert_int_equal(stats_finish(&st, "test", &e), 0);
+        assert_int_equal(hessian_cholesky(st.h, d, 0, &l, &e), 0);
+        assert_int_equal(propagate_target(&st, l, 1, w, n_out, out, &e), 0);
+        assert_fit(n, n_out, d, w, out, xq, xf, residual ? rq : NULL, rf);
+        stats_release(&st);
+        mem_free(l);
+    }
+    mem_free(out);
+}
+
 /* At alpha = beta = 1 and no damping, W' x~ is the least squares fit of the float path's W x (+ residual r - r~): from T, and from D
  * where there is no residual. */
 static void test_propagate(void **state)
 {
     (void)state;
     enum { D = 24, N = 200, OUT = 10 };
-    struct err e;
     float *xq = random_inputs(N, D), *xf = random_matrix(N, D, 0.2f), *w = random_matrix(OUT, D, 1);
-    float *rq = random_matrix(N, OUT, 1), *rf = mem_alloc(N * OUT, sizeof *rf), *out = mem_alloc(OUT * D, sizeof *out);
+    float *rq = random_matrix(N, OUT, 1), *rf = mem_alloc(N * OUT, sizeof *rf);
     float *map = random_matrix(OUT, D, 0.3f);
     for (int64_t i = 0; i < N * D; i++)
         xf[i] += xq[i];
@@ -513,21 +535,8 @@ static void test_propagate(void **state)
                 sum += map[i * D + j] * xq[t * D + j];
             rf[t * OUT + i] = (float)sum;
         }
-    struct stats_target to = { w, OUT, 1, 1 };
-    for (int residual = 0; residual < 2; residual++) {
-        struct stats st;
-        double *l;
-        assert_int_equal(stats_init(&st, D, residual ? PATH_T : PATH_D, residual ? &to : NULL, SINKS_KEEP, &e), 0);
-        assert_int_equal(stats_add(&st, xq, xf, rq, rf, N / 2, &e), 0);
-        assert_int_equal(stats_add(&st, xq + N / 2 * D, xf + N / 2 * D, rq + N / 2 * OUT, rf + N / 2 * OUT, N / 2, &e), 0);
-        assert_int_equal(stats_finish(&st, "test", &e), 0);
-        assert_int_equal(hessian_cholesky(st.h, D, 0, &l, &e), 0);
-        assert_int_equal(propagate_target(&st, l, 1, w, OUT, out, &e), 0);
-        assert_fit(N, OUT, D, w, out, xq, xf, residual ? rq : NULL, rf);
-        stats_release(&st);
-        mem_free(l);
-    }
-    mem_free(xq); mem_free(xf); mem_free(w); mem_free(rq); mem_free(rf); mem_free(out); mem_free(map);
+    check_propagate(N, OUT, D, w, xq, xf, rq, rf);
+    mem_free(xq); mem_free(xf); mem_free(w); mem_free(rq); mem_free(rf); mem_free(map);
 }
 
 /* Two tokens for each of d independent inputs: what correlation there seems to be is luck. Only the diagonal changes, and codes solved
@@ -717,25 +726,12 @@ static void test_propagate_many_rows(void **state)
 {
     (void)state;
     enum { D = 24, N = 60, OUT = 600 };
-    struct err e;
     float *xq = random_inputs(N, D), *xf = random_matrix(N, D, 0.2f), *w = random_matrix(OUT, D, 1);
-    float *rq = random_matrix(N, OUT, 1), *rf = random_matrix(N, OUT, 1), *out = mem_alloc(OUT * D, sizeof *out);
+    float *rq = random_matrix(N, OUT, 1), *rf = random_matrix(N, OUT, 1);
     for (int i = 0; i < N * D; i++)
         xf[i] += xq[i];
-    struct stats_target to = { w, OUT, 1, 1 };
-    for (int residual = 0; residual < 2; residual++) {
-        struct stats st;
-        double *l;
-        assert_int_equal(stats_init(&st, D, residual ? PATH_T : PATH_D, residual ? &to : NULL, SINKS_KEEP, &e), 0);
-        assert_int_equal(stats_add(&st, xq, xf, rq, rf, N, &e), 0);
-        assert_int_equal(stats_finish(&st, "t", &e), 0);
-        assert_int_equal(hessian_cholesky(st.h, D, 0, &l, &e), 0);
-        assert_int_equal(propagate_target(&st, l, 1, w, OUT, out, &e), 0);
-        assert_fit(N, OUT, D, w, out, xq, xf, residual ? rq : NULL, rf);
-        stats_release(&st);
-        mem_free(l);
-    }
-    mem_free(xq); mem_free(xf); mem_free(w); mem_free(rq); mem_free(rf); mem_free(out);
+    check_propagate(N, OUT, D, w, xq, xf, rq, rf);
+    mem_free(xq); mem_free(xf); mem_free(w); mem_free(rq); mem_free(rf);
 }
 
 /* A sink that is skipped leaves H, D and T as if it were not there. */

@@ -115,10 +115,12 @@ static void test_metrics(void **state)
     char file[256];
     snprintf(file, sizeof file, "%s", path);
     snprintf(items, sizeof items, "%s", scratch_path(dir, "items"));
-    struct task_options o = { .items = fopen(items, "w") };
+    struct outfile out;
+    assert_int_equal(outfile_open(&out, items, &e), 0);
+    struct task_options o = { .items = &out };
     if (task_run(m, "piqa", file, &o, NULL, &r, &e))
         fail_msg("%s", e.msg);
-    fclose(o.items);
+    assert_int_equal(outfile_commit(&out, &e), 0);
     assert_int_equal(r.n, 3);
     static const int64_t chars[3][3] = { { 5, 15, 0 }, { 3, 16, 2 }, { 5, 5, 0 } }, n_choices[3] = { 2, 3, 2 }, gold[3] = { 0, 1, 1 };
     FILE *f = fopen(items, "r");

@@ -87,8 +87,7 @@ char *d2q_list(const char *table)
 #undef FAMILY
     } else if (!strcmp(table, "types")) {
         for (int i = 0; i < DT_QMAT; i++)
-            json_array_append_new(list, json_pack("{sssf}", "name", dtype_table[i].name, "bpw",
-                                                  8.0 * dtype_table[i].block_bytes / dtype_table[i].block_len));
+            json_array_append_new(list, json_pack("{sssf}", "name", dtype_table[i].name, "bpw", dtype_bits((enum dtype)i)));
     } else {
         json_decref(list);
         return NULL;
@@ -143,8 +142,7 @@ static json_t *tensor_json(const struct tensor *t, double bpw)
 
 static double bits_of(const struct tensor *t)
 {
-    return t->type == DT_QMAT ? qmat_bpw(t->q)
-                              : 8.0 * dtype_table[t->type].block_bytes / dtype_table[t->type].block_len;
+    return t->type == DT_QMAT ? qmat_bpw(t->q) : dtype_bits(t->type);
 }
 
 static void add_tensor(json_t *list, const struct tensor *t, double *bits, double *n)
@@ -170,7 +168,7 @@ static const struct tensor *find_tensor(const struct model *m, const char *name,
     if (!m->hp.tied && has_name(&m->lm_head, name, "lm_head.weight"))
         return &m->lm_head;
     for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
-        snprintf(hf, sizeof hf, "model.layers.%lld.%s.weight", (long long)(i / ROLE_COUNT), role_hf_name[i % ROLE_COUNT]);
+        matrix_name(hf, sizeof hf, i, ".weight");
         if (has_name(&m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w, name, hf))
             return &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w;
     }

@@ -95,10 +95,10 @@ static int add_layer(struct totals *s, int64_t i, const struct hparams *hp, cons
             return -1;
     }
     for (int r = 0; r < ROLE_COUNT; r++) {
-        snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)i, role_hf_name[r]);
+        matrix_name(name, sizeof name, i * ROLE_COUNT + r, ".weight");
         if (add_matrix(s, name, &a->lin[r].w, &b->lin[r].w, e))
             return -1;
-        snprintf(name, sizeof name, "model.layers.%lld.%s.bias", (long long)i, role_hf_name[r]);
+        matrix_name(name, sizeof name, i * ROLE_COUNT + r, ".bias");
         if (add_vector(s, name, a->lin[r].b, b->lin[r].b, tensor_rows(&a->lin[r].w), e))
             return -1;
     }

@@ -36,7 +36,7 @@ int api_histogram_check(const struct model *m, const char *name, struct err *e)
 {
     char one[128];
     for (int64_t i = 0; name && i < m->hp.n_layer * ROLE_COUNT; i++) {
-        snprintf(one, sizeof one, "model.layers.%lld.%s.weight", (long long)(i / ROLE_COUNT), role_hf_name[i % ROLE_COUNT]);
+        matrix_name(one, sizeof one, i, ".weight");
         if (!strcmp(one, name))
             return 0;
     }

@@ -214,7 +214,7 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
             const struct tensor *w = &m->layers[i].lin[r].w;
             quant_grid(&o, i, (enum role)r, w->dim[1], &g);
             grid_label(&g, type, sizeof type);
-            snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)i, role_hf_name[r]);
+            matrix_name(name, sizeof name, i * ROLE_COUNT + r, ".weight");
             params += (double)tensor_count(w);
             json_array_append_new(list, json_pack("{sssss[II]so}", "name", name, "type", type, "shape", (json_int_t)w->dim[0],
                                                   (json_int_t)w->dim[1], "gguf", gguf_type(&g, w, &packed)));
@@ -456,7 +456,7 @@ static double bits_per_weight(const struct model *m, const char *format)
             struct pack_grid g = pack_grid_of(t->q);
             type = pack_type(&g);
         }
-        bits += type >= DT_QMAT ? k * qmat_bpw(t->q) : k * 8 * dtype_table[type].block_bytes / dtype_table[type].block_len;
+        bits += k * (type >= DT_QMAT ? qmat_bpw(t->q) : dtype_bits(type));
         n += k;
     }
     return n > 0 ? bits / n : 0;

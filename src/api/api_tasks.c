@@ -1,7 +1,6 @@
 /* api_tasks: multiple-choice tasks. */
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "api/api.h"
 #include "base/file.h"
@@ -27,7 +26,6 @@ static json_t *task_json(const char *name, const struct task_info *info, const s
 struct run {
     struct model *m;
     struct task_options o;
-    char items[4096]; /* o.items' name until it is whole */
     struct log log;
     json_t *list;
     bool interrupted;
@@ -100,30 +98,11 @@ static int each_file(struct run *u, task_fn *fn, const char *path, struct err *e
     return fn(u, name, path, t, e);
 }
 
-/* The items are written beside their file, and get its name when all are there. */
-static int items_open(struct run *u, const char *path, struct err *e)
-{
-    if ((size_t)snprintf(u->items, sizeof u->items, "%s.tmp", path) >= sizeof u->items)
-        return err_set(e, ERR_USAGE, "%s: path is too long", path);
-    u->o.items = fopen(u->items, "w");
-    return u->o.items ? 0 : err_errno(e, "%s", path);
-}
-
-static int items_close(struct run *u, const char *path, int rc, struct err *e)
-{
-    bool unwritten = ferror(u->o.items); /* fclose may not tell of earlier writes */
-    if ((fclose(u->o.items) || unwritten) && !rc)
-        rc = err_errno(e, "%s", path);
-    rc = rc ? rc : file_move(u->items, path, e);
-    if (rc)
-        unlink(u->items);
-    return rc;
-}
-
 int d2q_tasks(d2q_model *dm, const d2q_task_options *in, char **json, d2q_error *err)
 {
     struct reporter rep = { in->log, in->log_ud };
     struct run u = { .m = dm->m, .o = { in->limit, in->shots, NULL }, .log = { api_log, &rep }, .list = json_array() };
+    struct outfile items = { .fd = -1 };
     struct err e;
     double t0 = log_now();
     int rc = 0;
@@ -133,13 +112,14 @@ int d2q_tasks(d2q_model *dm, const d2q_task_options *in, char **json, d2q_error 
         rc = each_file(&u, check_one, in->file, &e);
     if (!rc && in->tasks)
         rc = each_named(&u, check_one, in->tasks, in->data, &e);
-    rc = rc || (in->items && items_open(&u, in->items, &e));
+    rc = rc || (in->items && outfile_open(u.o.items = &items, in->items, &e));
     if (!rc && in->file)
         rc = each_file(&u, run_one, in->file, &e);
     if (!rc && in->tasks)
         rc = each_named(&u, run_one, in->tasks, in->data, &e);
-    rc = u.o.items ? items_close(&u, in->items, rc, &e) : rc;
+    rc = rc || (u.o.items && outfile_commit(&items, &e));
     if (rc) {
+        outfile_abort(&items);
         json_decref(u.list);
         return api_fail(err, &e);
     }

@@ -141,7 +141,7 @@ static void packed_item(void *ctx, size_t item, int worker)
 /* Rows of about ITEM_BYTES, whole tiles. */
 static int64_t rows_of_item(const struct tensor *w, int64_t at_once)
 {
-    double bits = w->type == DT_QMAT ? w->q->bits : 8.0 * dtype_table[w->type].block_bytes / dtype_table[w->type].block_len;
+    double bits = w->type == DT_QMAT ? w->q->bits : dtype_bits(w->type);
     int64_t rows = (int64_t)(ITEM_BYTES * 8 / (bits * (double)tensor_cols(w)));
     return (rows < at_once ? 1 : rows / at_once) * at_once;
 }

@@ -4,7 +4,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/file.h"
 #include "base/json.h"
 #include "eval/choice.h"
 
@@ -271,9 +270,12 @@ static int write_item(const struct task *t, const char *name, const struct item 
         json_array_append_new(ll, json_real(t->score[it->first_score + i]));
     json_t *o = json_pack("{sssssIsIsIso}", "task", name, "id", it->id, "gold", (json_int_t)it->gold, "choice",
                           (json_int_t)best(t, it, false), "choice_norm", (json_int_t)best(t, it, true), "ll", ll);
-    int rc = !o || json_dumpf(o, t->o->items, JSON_COMPACT) || fputc('\n', t->o->items) == EOF;
+    char *line = o ? json_dumps(o, JSON_COMPACT) : NULL;
+    int rc = !line ? err_nomem(e, "result of an item", 256)
+                   : outfile_write(t->o->items, line, strlen(line), e) || outfile_write(t->o->items, "\n", 1, e) ? -1 : 0;
+    free(line); /* from jansson */
     json_decref(o);
-    return rc ? err_set(e, ERR_IO, "per-item results could not be written") : 0;
+    return rc;
 }
 
 /* Of a share p of n: the standard error of the mean, as lm-evaluation-harness estimates it. */

@@ -6,9 +6,8 @@
 #ifndef D2Q_EVAL_TASK_H
 #define D2Q_EVAL_TASK_H
 
-#include <stdio.h>
-
 #include "base/err.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "model/model.h"
 
@@ -25,7 +24,7 @@ const struct task_info *task_find(const char *name_or_path);
 struct task_options {
     int64_t limit; /* items at most, 0: all */
     int shots;     /* 0, or as many as the file of examples has: 5 of MMLU */
-    FILE *items;   /* NULL, or a JSON line an item: task, id, gold, ll of each choice, choice, choice_norm */
+    struct outfile *items; /* NULL, or a JSON line an item: task, id, gold, ll of each choice, choice, choice_norm */
 };
 
 struct task_result {

@@ -87,7 +87,7 @@ static json_t *target_of(int64_t i)
 {
     char name[128], out[256];
     size_t k = 3;
-    snprintf(name, sizeof name, "model.layers.%lld.%s", (long long)(i / ROLE_COUNT), role_hf_name[i % ROLE_COUNT]);
+    matrix_name(name, sizeof name, i, "");
     memcpy(out, "re:", k);
     for (const char *p = name; *p && k + 4 < sizeof out; p++) {
         if (*p == '.')

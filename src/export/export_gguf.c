@@ -47,10 +47,7 @@ static void exact_item(void *ctx, size_t i, int worker)
     const float *row = (const float *)j->t->data + (int64_t)i * tensor_cols(j->t);
     bool f16 = true, bf16 = true;
     (void)worker;
-    for (int64_t k = 0; (f16 || bf16) && k < tensor_cols(j->t); k++) {
-        f16 = f16 && half_round(row[k]) == row[k];
-        bf16 = bf16 && bf16_to_f32(bf16_from_f32(row[k])) == row[k];
-    }
+    half_exact(row, tensor_cols(j->t), &f16, &bf16);
     j->f16[i] = f16;
     j->bf16[i] = bf16;
 }

@@ -147,17 +147,12 @@ static void survey_model(const struct model *m, struct survey *s)
         }
 }
 
-static void name_of(char *out, size_t n, int64_t i)
-{
-    snprintf(out, n, "model.layers.%lld.%s", (long long)(i / ROLE_COUNT), role_hf_name[i % ROLE_COUNT]);
-}
-
 /* "-:^model\.layers\.3\.mlp\.down_proj$" */
 static void pattern_of(char *out, size_t n, char sign, int64_t i)
 {
     char name[128];
     size_t k = 0;
-    name_of(name, sizeof name, i);
+    matrix_name(name, sizeof name, i, "");
     k = (size_t)snprintf(out, n, "%c:^", sign);
     for (const char *p = name; *p && k + 4 < n; p++) {
         if (*p == '.')
@@ -198,7 +193,7 @@ static json_t *quantized_json(const struct model *m)
     json_t *list = json_array();
     char name[128];
     for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
-        name_of(name, sizeof name, i);
+        matrix_name(name, sizeof name, i, "");
         if (linear_at(m, i)->type == DT_QMAT)
             json_array_append_new(list, json_string(name));
     }

@@ -98,7 +98,7 @@ static const char fused[] = "q, k, v and gate, up of a block must have the same 
 static bool check_vllm_gptq(const struct traits *t, char *text, size_t n)
 {
     snprintf(text, n, "%s", t->unlike ? fused : "");
-    return !t->unlike;
+    return !*text;
 }
 
 static bool check_gguf(const struct traits *t, char *text, size_t n)
@@ -125,10 +125,10 @@ static bool check_gptqmodel(const struct traits *t, char *text, size_t n)
         snprintf(text, n, "one grid for all quantized matrices; GPTQModel.load takes mixtures");
         return false;
     }
-    if (t->v1 && t->asym)
-        snprintf(text, n, "by transformers alone: GPTQModel.load refuses zero points in v1 (format gptq has them)");
-    else if (t->odd_groups)
+    if (t->odd_groups)
         snprintf(text, n, "its kernels take groups of 16, 32, 64, 128, 256, 512, 1024 or a whole row");
+    else if (t->v1 && t->asym)
+        snprintf(text, n, "by transformers alone: GPTQModel.load refuses zero points in v1 (format gptq has them)");
     else if (t->ragged)
         snprintf(text, n, "the group does not divide every width: its last group is short, which not every kernel takes");
     return !t->odd_groups;
@@ -142,7 +142,7 @@ static bool check_vllm_marlin(const struct traits *t, char *text, size_t n)
                             : t->unlike    ? fused
                             : !t->marlin_shape ? "outputs must be multiples of 64, inputs of 128, groups 32, 64, 128 or a row"
                                                : "");
-    return bits && !t->asym && !t->unlike && t->marlin_shape;
+    return !*text;
 }
 
 static bool check_vllm_humming(const struct traits *t, char *text, size_t n)
@@ -153,7 +153,7 @@ static bool check_vllm_humming(const struct traits *t, char *text, size_t n)
                             : t->whole_rows   ? "groups, not whole rows"
                             : t->v1 && t->asym ? "it takes v1's zero points for v2's: format gptq"
                             : t->unlike       ? fused : "");
-    return !t->act_order && !t->ragged && !t->small_groups && !t->whole_rows && !(t->v1 && t->asym) && !t->unlike;
+    return !*text;
 }
 
 /* Up to 0.17.1 the package put ten 3-bit codes into a word, since then (PR 732) 32 codes into three. */
@@ -169,7 +169,7 @@ static bool check_ct_vllm(const struct traits *t, char *text, size_t n)
 {
     bool zeros = t->asym && t->bits_min != 4 && t->bits_min != 8;
     snprintf(text, n, "%s", zeros ? "zero points at 4 and 8 bits only" : t->ragged ? "groups must divide the widths" : t->unlike ? fused : "");
-    return !zeros && !t->ragged && !t->unlike;
+    return !*text;
 }
 
 static bool check_four_or_eight(const struct traits *t, char *text, size_t n)

@@ -196,16 +196,8 @@ static void item_values(const struct item *it, int64_t row0, int64_t n, float *d
         memset(dst, 0, (size_t)it->dim[0] * sizeof *dst);
 }
 
-/* Does every one of n values fit? Those that do not clear the flags. */
-static void narrow(const float *f, int64_t n, bool *f16, bool *bf16)
-{
-    for (int64_t i = 0; f && i < n && (*f16 || *bf16); i++) {
-        *f16 = *f16 && half_round(f[i]) == f[i];
-        *bf16 = *bf16 && bf16_to_f32(bf16_from_f32(f[i])) == f[i];
-    }
-}
-
-static void narrow_matrix(const struct tensor *t, bool *f16, bool *bf16)
+/* half_exact of a matrix; what is stored in F16 is taken not to fit BF16. */
+static void matrix_exact(const struct tensor *t, bool *f16, bool *bf16)
 {
     int64_t cols = tensor_cols(t);
     *bf16 = *bf16 && t->type != DT_F16;
@@ -214,7 +206,7 @@ static void narrow_matrix(const struct tensor *t, bool *f16, bool *bf16)
     float *row = mem_alloc((size_t)cols, sizeof *row); /* without: writing says so */
     for (int64_t i = 0; row && i < tensor_rows(t) && (*f16 || *bf16); i++) {
         tensor_rows_f32(t, i, 1, row);
-        narrow(row, cols, f16, bf16);
+        half_exact(row, cols, f16, bf16);
     }
     mem_free(row);
 }
@@ -223,19 +215,19 @@ enum st_dtype weights_float_type(const struct model *m)
 {
     const struct hparams *hp = &m->hp;
     bool f16 = true, bf16 = true;
-    narrow_matrix(&m->tok_embd, &f16, &bf16);
+    matrix_exact(&m->tok_embd, &f16, &bf16);
     if (!hp->tied)
-        narrow_matrix(&m->lm_head, &f16, &bf16);
-    narrow(m->out_norm, hp->n_embd, &f16, &bf16);
+        matrix_exact(&m->lm_head, &f16, &bf16);
+    half_exact(m->out_norm, hp->n_embd, &f16, &bf16);
     for (int64_t i = 0; i < hp->n_layer; i++) {
         const struct layer *l = &m->layers[i];
-        narrow(l->attn_norm, hp->n_embd, &f16, &bf16);
-        narrow(l->ffn_norm, hp->n_embd, &f16, &bf16);
-        narrow(l->q_norm, hp->head_dim, &f16, &bf16);
-        narrow(l->k_norm, hp->head_dim, &f16, &bf16);
+        half_exact(l->attn_norm, hp->n_embd, &f16, &bf16);
+        half_exact(l->ffn_norm, hp->n_embd, &f16, &bf16);
+        half_exact(l->q_norm, hp->head_dim, &f16, &bf16);
+        half_exact(l->k_norm, hp->head_dim, &f16, &bf16);
         for (int r = 0; r < ROLE_COUNT; r++) {
-            narrow_matrix(&l->lin[r].w, &f16, &bf16);
-            narrow(l->lin[r].b, tensor_rows(&l->lin[r].w), &f16, &bf16);
+            matrix_exact(&l->lin[r].w, &f16, &bf16);
+            half_exact(l->lin[r].b, tensor_rows(&l->lin[r].w), &f16, &bf16);
         }
     }
     return !f16 && bf16 ? ST_BF16 : ST_F16;

@@ -20,6 +20,11 @@ const char *const role_gguf_name[ROLE_COUNT] = {
     "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down",
 };
 
+void matrix_name(char *out, size_t cap, int64_t i, const char *suffix)
+{
+    snprintf(out, cap, "model.layers.%lld.%s%s", (long long)(i / ROLE_COUNT), role_hf_name[i % ROLE_COUNT], suffix);
+}
+
 int64_t role_rows(const struct hparams *hp, enum role r)
 {
     switch (r) {

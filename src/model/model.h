@@ -32,6 +32,9 @@ enum role { ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN, ROLE_
 extern const char *const role_hf_name[ROLE_COUNT];   /* "self_attn.q_proj" ... */
 extern const char *const role_gguf_name[ROLE_COUNT]; /* "attn_q" ... */
 
+/* "model.layers.3.mlp.down_proj" and suffix, of matrix i = layer ROLE_COUNT + role. */
+void matrix_name(char *out, size_t cap, int64_t i, const char *suffix);
+
 /* Shape of a role's matrix. */
 int64_t role_rows(const struct hparams *hp, enum role r);
 int64_t role_cols(const struct hparams *hp, enum role r);

@@ -427,7 +427,7 @@ static int mix_init(struct mix *k, const struct quant_options *o, bool tables, b
         return err_nomem(e, "measuring types", (size_t)(L + 2) * floats * sizeof *k->h);
     for (int64_t i = 0; i < L * ROLE_COUNT; i++) {
         char name[96];
-        snprintf(name, sizeof name, "model.layers.%lld.%s", (long long)(i / ROLE_COUNT), role_hf_name[i % ROLE_COUNT]);
+        matrix_name(name, sizeof name, i, "");
         choice_init(&k->choice[i], o, name, &m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w);
     }
     *n = L * ROLE_COUNT;

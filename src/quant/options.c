@@ -117,7 +117,7 @@ int quant_keep_check(const struct quant_options *o, int64_t n_layer, struct err 
         bool found = keep_matches(k, "model.embed_tokens") || keep_matches(k, "lm_head");
         for (int64_t j = 0; j < n_layer * ROLE_COUNT && !found; j++) {
             char name[96];
-            snprintf(name, sizeof name, "model.layers.%lld.%s", (long long)(j / ROLE_COUNT), role_hf_name[j % ROLE_COUNT]);
+            matrix_name(name, sizeof name, j, "");
             found = keep_matches(k, name);
         }
         if (!found)
@@ -131,7 +131,7 @@ int quant_keep_check(const struct quant_options *o, int64_t n_layer, struct err 
 void quant_grid(const struct quant_options *o, int64_t layer, enum role role, int64_t n_in, struct grid *g)
 {
     char name[96];
-    snprintf(name, sizeof name, "model.layers.%lld.%s", (long long)layer, role_hf_name[role]);
+    matrix_name(name, sizeof name, layer * ROLE_COUNT + (int)role, "");
     const struct quant_keep *k = keep_of(o, name);
     grid_init(g, k ? k->grid : o->grid, o->bits, o->group, o->zero_min, n_in);
 }

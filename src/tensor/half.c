@@ -58,3 +58,11 @@ float half_round(float f)
 {
     return half_to_f32(half_from_f32(f));
 }
+
+void half_exact(const float *v, int64_t n, bool *f16, bool *bf16)
+{
+    for (int64_t i = 0; v && i < n && (*f16 || *bf16); i++) {
+        *f16 = *f16 && half_round(v[i]) == v[i];
+        *bf16 = *bf16 && bf16_to_f32(bf16_from_f32(v[i])) == v[i];
+    }
+}

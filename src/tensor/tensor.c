@@ -14,6 +14,11 @@ const struct dtype_info dtype_table[DT_COUNT] = {
     [DT_QMAT] = { "int", -1, -1, 1, 0, NULL },
 };
 
+double dtype_bits(enum dtype type)
+{
+    return 8.0 * dtype_table[type].block_bytes / dtype_table[type].block_len;
+}
+
 enum dtype dtype_by_name(const char *name)
 {
     int t = 0;

@@ -38,6 +38,8 @@ struct dtype_info {
 
 extern const struct dtype_info dtype_table[DT_COUNT]; /* DT_QMAT's row has only a name */
 
+/* Bits a weight, not of DT_QMAT. */
+double dtype_bits(enum dtype type);
 /* DT_COUNT when there is none. */
 enum dtype dtype_by_name(const char *name);
 enum dtype dtype_by_ggml_id(uint32_t id);
