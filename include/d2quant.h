@@ -205,7 +205,7 @@ typedef struct d2q_generate_options {
     int top_k;            /* 0: all */
     double top_p;         /* 1: all */
     uint64_t seed;
-    /* bytes of the next token; non-zero stops. NULL allowed: the text is in the JSON too */
+    /* bytes of the next token (n = 0 before each batch of the prompt); non-zero stops. NULL allowed: the text is in the JSON too */
     int (*emit)(void *ud, const char *bytes, size_t n);
     void *emit_ud;
 } d2q_generate_options;

@@ -26,15 +26,21 @@ static struct model *open_model(const char *name)
     return m;
 }
 
+enum { PROMPT = 700 }; /* longer than a batch of the prefill */
+
 struct heard {
     int32_t ids[128];
     char text[4096];
-    size_t n, len, stop_after;
+    size_t n, len, stop_after, batches, stop_in_prompt;
 };
 
 static int hear(void *ud, int32_t id, const char *bytes, size_t n)
 {
     struct heard *h = ud;
+    if (id < 0) {
+        assert_int_equal(n, 0);
+        return ++h->batches == h->stop_in_prompt;
+    }
     assert_true(h->n < 128 && h->len + n < sizeof h->text);
     h->ids[h->n++] = id;
     memcpy(h->text + h->len, bytes, n);
@@ -94,16 +100,17 @@ static void test_session(void **state)
     struct session_options o = { .max_new = 30, .ignore_eog = true };
     struct err e = { .msg = "" };
     struct heard whole = { .n = 0 }, parts = { .n = 0 };
-    int32_t prompt[300];
-    for (int i = 0; i < 300; i++) /* longer than a batch of the prefill */
+    int32_t prompt[PROMPT];
+    for (int i = 0; i < PROMPT; i++)
         prompt[i] = (i * 37 + 11) % 300;
-    assert_int_equal(session_init(&s, m, 331, &e), 0);
-    assert_int_equal(session_generate(&s, prompt, 300, &o, hear, &whole, &st, &e), 0);
+    assert_int_equal(session_init(&s, m, PROMPT + 31, &e), 0);
+    assert_int_equal(session_generate(&s, prompt, PROMPT, &o, hear, &whole, &st, &e), 0);
     assert_int_equal(whole.n, 30);
-    assert_int_equal(st.n_prompt, 300);
+    assert_int_equal(st.n_prompt, PROMPT);
+    assert_int_equal(whole.batches, 2);
     s.kv.n = 0;
     o.max_new = 10;
-    assert_int_equal(session_generate(&s, prompt, 300, &o, hear, &parts, &st, &e), 0);
+    assert_int_equal(session_generate(&s, prompt, PROMPT, &o, hear, &parts, &st, &e), 0);
     parts.stop_after = 15;
     assert_int_equal(session_generate(&s, NULL, 0, &o, hear, &parts, &st, &e), 0);
     assert_int_equal(parts.n, 15);
@@ -111,10 +118,15 @@ static void test_session(void **state)
     s.kv.n = 0; /* nothing to begin with */
     assert_int_equal(session_generate(&s, NULL, 0, &o, hear, &parts, &st, &e), -1);
     s.kv.n = 0; /* full: the prompt fits, two more tokens do */
-    s.kv.cap = 301;
+    s.kv.cap = PROMPT + 1;
     parts.n = parts.stop_after = 0;
-    assert_int_equal(session_generate(&s, prompt, 300, &o, hear, &parts, &st, &e), 0);
+    assert_int_equal(session_generate(&s, prompt, PROMPT, &o, hear, &parts, &st, &e), 0);
     assert_int_equal(st.n_new, 2);
+    s.kv.n = 0; /* stopped within the prompt */
+    parts = (struct heard){ .stop_in_prompt = 2 };
+    assert_int_equal(session_generate(&s, prompt, PROMPT, &o, hear, &parts, &st, &e), 0);
+    assert_true(st.n_prompt > 0 && st.n_prompt < PROMPT && st.n_prompt == s.kv.n);
+    assert_int_equal(st.n_new + (int64_t)parts.n, 0);
     ((float *)(uintptr_t)m->out_norm)[3] = nanf("");
     s.kv.n = 0;
     assert_int_equal(session_generate(&s, prompt, 4, &o, hear, &parts, &st, &e), -1);

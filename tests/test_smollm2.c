@@ -109,7 +109,8 @@ static int hear(void *ud, int32_t id, const char *bytes, size_t n)
     (void)bytes;
     (void)n;
     struct heard *h = ud;
-    h->ids[h->n++] = id;
+    if (id >= 0) /* not of the prompt */
+        h->ids[h->n++] = id;
     return 0;
 }
 

@@ -36,6 +36,19 @@ const struct exporter *exporter_by_name(const char *name, struct err *e)
 
 /* ---- what the formats share ---------------------------------------------------- */
 
+void matrix_pattern(char *out, size_t cap, const char *prefix, int64_t i)
+{
+    char name[128];
+    matrix_name(name, sizeof name, i, "");
+    size_t k = (size_t)snprintf(out, cap, "%s", prefix);
+    for (const char *p = name; *p && k + 3 < cap; p++) {
+        if (*p == '.')
+            out[k++] = '\\';
+        out[k++] = *p;
+    }
+    snprintf(out + k, cap - k, "$");
+}
+
 int json_write(const char *dir, const char *name, const json_t *o, struct err *e)
 {
     char path[4096];

@@ -82,22 +82,6 @@ static bool scheme_equal(struct scheme a, struct scheme b)
     return a.bits == b.bits && a.group == b.group && a.sym == b.sym && a.act_order == b.act_order;
 }
 
-/* "re:model\.layers\.3\.mlp\.down_proj$" */
-static json_t *target_of(int64_t i)
-{
-    char name[128], out[256];
-    size_t k = 3;
-    matrix_name(name, sizeof name, i, "");
-    memcpy(out, "re:", k);
-    for (const char *p = name; *p && k + 4 < sizeof out; p++) {
-        if (*p == '.')
-            out[k++] = '\\';
-        out[k++] = *p;
-    }
-    memcpy(out + k, "$", 2);
-    return json_string(out);
-}
-
 static json_t *group_json(struct scheme s)
 {
     json_t *weights = json_pack("{s:i, s:s, s:b, s:s, s:b, s:s}", "num_bits", s.bits, "type", "int", "symmetric", (int)s.sym,
@@ -131,16 +115,18 @@ static json_t *quant_config(const struct model *m, const struct export_options *
     size_t n = 0;
     json_t *groups = json_object(), *ignore = json_pack("[s]", "lm_head");
     bool all = true;
+    char pattern[256];
     for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
         const struct tensor *t = linear_at(m, i);
         json_t *list = ignore;
+        matrix_pattern(pattern, sizeof pattern, "re:", i);
         if (t->type == DT_QMAT) {
             json_t *g = find_group(groups, seen, &n, MAX, scheme_of(t->q));
             list = json_object_get(g, "targets");
         } else {
             all = false;
         }
-        json_array_append_new(list, target_of(i));
+        json_array_append_new(list, json_string(pattern));
     }
     if (n == 1 && all) { /* the usual spelling, which every reader knows */
         json_t *targets = json_object_get(json_object_get(groups, "group_0"), "targets");

@@ -147,21 +147,6 @@ static void survey_model(const struct model *m, struct survey *s)
         }
 }
 
-/* "-:^model\.layers\.3\.mlp\.down_proj$" */
-static void pattern_of(char *out, size_t n, char sign, int64_t i)
-{
-    char name[128];
-    size_t k = 0;
-    matrix_name(name, sizeof name, i, "");
-    k = (size_t)snprintf(out, n, "%c:^", sign);
-    for (const char *p = name; *p && k + 4 < n; p++) {
-        if (*p == '.')
-            out[k++] = '\\';
-        out[k++] = *p;
-    }
-    snprintf(out + k, n - k, "$");
-}
-
 /* Those that differ from the common grid; NULL when memory is out. */
 static json_t *dynamic_json(const struct model *m, const struct survey *s)
 {
@@ -178,7 +163,7 @@ static json_t *dynamic_json(const struct model *m, const struct survey *s)
         } else {
             v = json_object();
         }
-        pattern_of(pattern, sizeof pattern, t->type == DT_QMAT ? '+' : '-', i);
+        matrix_pattern(pattern, sizeof pattern, t->type == DT_QMAT ? "+:^" : "-:^", i);
         if (json_object_set_new(o, pattern, v)) {
             json_decref(o);
             o = NULL;

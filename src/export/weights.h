@@ -57,6 +57,8 @@ int weights_verify(const struct weights *w, const char *dir, const struct log *l
 int gptq_pack(const struct item *it, bool v1, void *out, struct err *e);
 int ct_pack(const struct item *it, void *out, struct err *e);
 
+/* A regular expression for matrix i (as matrix_name): "-:^model\.layers\.3\.mlp\.down_proj$" of prefix "-:^". */
+void matrix_pattern(char *out, size_t cap, const char *prefix, int64_t i);
 /* "<dir>/<name>" with the object, indented. */
 int json_write(const char *dir, const char *name, const json_t *o, struct err *e);
 /* config.json for weights of dtype ("float32"): the model's own, with biases, tying and family as they are written, and

@@ -32,12 +32,15 @@ void session_release(struct session *s)
     memset(s, 0, sizeof *s);
 }
 
-static int prefill(struct session *s, const int32_t *ids, int64_t n, struct err *e)
+/* *done: how many were run; fewer than n when emit stopped it. */
+static int prefill(struct session *s, const int32_t *ids, int64_t n, session_emit_fn emit, void *ud, int64_t *done, struct err *e)
 {
-    int64_t batch = s->kv.f.cap;
-    for (int64_t i = 0; i < n; i += batch) {
-        int64_t k = n - i < batch ? n - i : batch;
-        if (kv_forward(s->m, &s->kv, ids + i, k, false, i + k == n ? s->logits : NULL, e))
+    int64_t batch = s->kv.f.cap, k;
+    for (*done = 0; *done < n; *done += k) {
+        k = n - *done < batch ? n - *done : batch;
+        if (emit && emit(ud, -1, "", 0))
+            return 0;
+        if (kv_forward(s->m, &s->kv, ids + *done, k, false, *done + k == n ? s->logits : NULL, e))
             return -1;
     }
     return 0;
@@ -53,10 +56,11 @@ int session_generate(struct session *s, const int32_t *ids, int64_t n, const str
     rng_init(&rng, o->seed, 0);
     if (n < 1 && s->kv.n == 0)
         return err_set(e, ERR_USAGE, "the prompt is empty, and the model has no start token to begin with");
-    if (n > 0 && prefill(s, ids, n, e))
+    if (n > 0 && prefill(s, ids, n, emit, ud, &st->n_prompt, e))
         return -1;
-    st->n_prompt = n;
     st->prefill_seconds = log_now() - start;
+    if (n > 0 && st->n_prompt < n)
+        return 0;
     start = log_now();
     for (; st->n_new < o->max_new; st->n_new++) {
         char piece[MAX_PIECE];

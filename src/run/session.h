@@ -23,13 +23,13 @@ struct session_options {
 };
 
 struct session_stats {
-    int64_t n_prompt, n_new;
+    int64_t n_prompt, n_new; /* run; n_prompt is less than the prompt when emit stopped in it */
     double prefill_seconds, decode_seconds;
     bool ended; /* by an end token, which is neither emitted nor counted */
 };
 
-/* Called for each new token with its bytes (possibly part of a UTF-8 sequence, possibly none).
- * Non-zero stops the generation, which is no error. */
+/* Called for each new token with its bytes (possibly part of a UTF-8 sequence, possibly none), and with id -1 and no bytes before each
+ * batch of the prompt. Non-zero stops the generation, which is no error. */
 typedef int (*session_emit_fn)(void *ud, int32_t id, const char *bytes, size_t n);
 
 /* cap: tokens of prompt and answer together. */
