@@ -303,6 +303,97 @@ static void test_dac_restores_the_mean(void **state)
     dac_restores_the_mean(true); /* the gains of the norm are not those that mu was measured behind */
 }
 
+/* The first block up to the norm after attention, with the attention of w, and its whole output with the float FFN on that norm's output + shift. */
+struct half_block {
+    float h[64 * 64], x[64 * 64], out[64 * 64];
+};
+
+static void half_block(const struct model *m, const struct model *w, const struct model *fl, const int32_t *ids, int64_t n, const double *shift,
+                       struct half_block *b)
+{
+    struct fwd f;
+    struct err e = { 0 };
+    int64_t d = m->hp.n_embd;
+    assert_true(n * d <= 64 * 64);
+    assert_int_equal(fwd_init(&f, &m->hp, n, &e), 0);
+    assert_int_equal(fwd_embed(m, ids, n, b->h, &e), 0);
+    fwd_attn_in(m, &w->layers[0], b->h, n, f.x);
+    assert_int_equal(fwd_attn(w, &w->layers[0], &f, f.x, n, f.a, &e), 0);
+    assert_int_equal(fwd_attn_out(&w->layers[0], f.a, n, b->h, &e), 0);
+    fwd_ffn_in(m, &m->layers[0], b->h, n, b->x);
+    for (int64_t i = 0; i < n * d; i++) {
+        b->out[i] = b->h[i];
+        f.x[i] = b->x[i] + (shift ? (float)shift[i % d] : 0);
+    }
+    assert_int_equal(fwd_act(&fl->layers[0], &f, f.x, n, f.g, &e), 0);
+    assert_int_equal(fwd_ffn_out(&fl->layers[0], f.g, n, b->out, &e), 0);
+    fwd_release(&f);
+}
+
+/* The share that DAC keeps of the first block's mean deviation is the one of 0, 1/4, 1/2, 1 that brings the block's held-out output nearest to
+ * the float path's, and the gain it reports is that distance's. words: that the text is made of; few share a deviation. Returns the share. */
+static double best_share(int bits, int words)
+{
+    enum { N = 10, LEN = 32, N_SHARES = 4 };
+    static const double shares[N_SHARES] = { 0, 0.25, 0.5, 1 };
+    static struct half_block q, f;
+    struct quant_options o = options("d2quant", "paper", bits, 32);
+    struct quant_result res;
+    struct calib c;
+    struct err e = { 0 };
+    double mean[64] = { 0 }, shift[64], cost[N_SHARES] = { 0 };
+    int best = 0;
+    o.sinks = SINKS_KEEP;
+    o.dsq = false;
+    o.dac_accept = true;
+    struct model *fl = open_model(MODELS "llama"), *m = open_model(MODELS "llama");
+    int64_t d = m->hp.n_embd;
+    make_calib(&c, m, N, LEN);
+    for (int64_t i = 0; i < N * LEN; i++)
+        c.ids[i] %= words;
+    assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), 0);
+    for (int64_t i = 0; i < held_out(&c); i++) {
+        half_block(m, m, fl, c.ids + c.start[i], LEN, NULL, &q);
+        half_block(m, fl, fl, c.ids + c.start[i], LEN, NULL, &f);
+        for (int64_t k = 0; k < LEN * d; k++)
+            mean[k % d] += (f.x[k] - (double)q.x[k]) / (double)(held_out(&c) * LEN);
+    }
+    for (int k = 0; k < N_SHARES; k++) {
+        for (int64_t j = 0; j < d; j++)
+            shift[j] = shares[k] * mean[j];
+        for (int64_t i = held_out(&c); i < c.n; i++) {
+            half_block(m, fl, fl, c.ids + c.start[i], LEN, NULL, &f);
+            half_block(m, m, fl, c.ids + c.start[i], LEN, shift, &q);
+            for (int64_t j = 0; j < LEN * d; j++)
+                cost[k] += (f.out[j] - (double)q.out[j]) * (f.out[j] - (double)q.out[j]);
+        }
+        best = cost[k] < cost[best] ? k : best;
+    }
+    double share = res.blocks[0].dac_share, gain = 1 - cost[best] / cost[0];
+    if (share != shares[best] || fabs(res.blocks[0].dac_gain - gain) > 1e-3)
+        fail_msg("%d bits, %d words: share %g with gain %g, expected %g with %g", bits, words, share, res.blocks[0].dac_gain, shares[best], gain);
+    const struct linear *gate = &m->layers[0].lin[ROLE_GATE];
+    float mu[64], bias[96];
+    for (int64_t j = 0; j < d; j++)
+        mu[j] = (float)(share * mean[j]);
+    assert_int_equal(op_linear(&gate->w, NULL, mu, 1, bias, 0, &e), 0);
+    for (int i = 0; i < 96 && share > 0; i++) /* the bias is of that share; fp16 */
+        assert_true(fabs(gate->b[i] - (double)bias[i]) < 1e-3 * (0.1 + fabs(bias[i])));
+    quant_result_release(&res);
+    calib_release(&c);
+    model_free(m);
+    model_free(fl);
+    return share;
+}
+
+static void test_dac_share_is_the_best(void **state)
+{
+    (void)state;
+    assert_true(best_share(2, 320) == 0);
+    assert_true(best_share(3, 8) == 0.5);
+    assert_true(best_share(2, 2) == 1);
+}
+
 /* Kept only where held-out calibration gains: a refused mu leaves no bias. */
 static void test_dac_is_accepted_or_refused(void **state)
 {
@@ -530,6 +621,7 @@ int main(void)
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_written_is_what_was_in_memory),
         cmocka_unit_test(test_dac_restores_the_mean),
+        cmocka_unit_test(test_dac_share_is_the_best),
         cmocka_unit_test(test_dac_is_accepted_or_refused),
         cmocka_unit_test(test_bad_numbers),
         cmocka_unit_test(test_options),
