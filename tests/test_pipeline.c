@@ -229,80 +229,6 @@ static void test_written_is_what_was_in_memory(void **state)
     scratch_remove(dir);
 }
 
-/* DAC of the first block, after a reload: the mean of gate (and up) over the calibration tokens is what the quantized
- * matrix makes of the float path's mean input: W_q mean(x~) + b = W_q mean(x). fp16 rounds b. */
-static void dac_restores_the_mean(bool dsq_norms)
-{
-    struct quant_options o = options("d2quant", "paper", 2, 32);
-    struct quant_result res;
-    struct calib c;
-    struct err e = { 0 };
-    struct fwd f;
-    const char *dir = scratch_dir();
-    o.sinks = SINKS_KEEP;
-    o.dsq = false;
-    o.dsq_norms = dsq_norms;
-    struct model *fl = open_model(MODELS "llama"), *m = open_model(MODELS "llama");
-    make_calib(&c, m, 1, 64); /* one sequence: none is held out, all of it makes the mean */
-    assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), 0);
-    assert_true(res.blocks[0].dac_shift > 1e-4);
-    assert_true((res.blocks[0].dsq_norm_gain[1] > 0) == dsq_norms);
-    assert_int_equal(export_model(m, "gptq", scratch_path(dir, "dac"), NULL, NULL, NULL, &e), 0);
-    model_free(m);
-    m = open_model(scratch_path(dir, "dac"));
-    int64_t d = m->hp.n_embd, n = 64;
-    float *h[2], *x[2];
-    assert_int_equal(fwd_init(&f, &m->hp, n, &e), 0);
-    for (int k = 0; k < 2; k++) {
-        struct model *w = k ? fl : m;
-        h[k] = mem_alloc((size_t)(n * d), sizeof(float));
-        x[k] = mem_alloc((size_t)(n * d), sizeof(float));
-        assert_int_equal(fwd_embed(m, c.ids, n, h[k], &e), 0); /* both paths start from the rounded embedding */
-        fwd_attn_in(m, &w->layers[0], h[k], n, f.x);
-        assert_int_equal(fwd_attn(w, &w->layers[0], &f, f.x, n, f.a, &e), 0);
-        assert_int_equal(fwd_attn_out(&w->layers[0], f.a, n, h[k], &e), 0);
-        fwd_ffn_in(m, &m->layers[0], h[k], n, x[k]);
-    }
-    for (int role = ROLE_GATE; role <= ROLE_UP; role++) {
-        const struct linear *l = &m->layers[0].lin[role];
-        int64_t n_out = tensor_rows(&l->w);
-        float *y = mem_alloc((size_t)(n * n_out), sizeof *y), *mean = mem_zalloc((size_t)d, sizeof *mean);
-        float *want = mem_alloc((size_t)n_out, sizeof *want);
-        for (int64_t t = 0; t < n; t++)
-            for (int64_t j = 0; j < d; j++)
-                mean[j] += x[1][t * d + j] / (float)n;
-        assert_int_equal(op_linear(&l->w, NULL, mean, 1, want, 0, &e), 0);
-        assert_int_equal(op_linear(&l->w, l->b, x[0], n, y, 0, &e), 0);
-        for (int64_t i = 0; i < n_out; i++) {
-            double got = 0;
-            for (int64_t t = 0; t < n; t++)
-                got += y[t * n_out + i] / (double)n;
-            if (fabs(got - want[i]) > 2e-3 * (1 + fabs(want[i])))
-                fail_msg("role %d row %lld: mean %g, expected %g", role, (long long)i, got, want[i]);
-        }
-        mem_free(y);
-        mem_free(mean);
-        mem_free(want);
-    }
-    fwd_release(&f);
-    for (int k = 0; k < 2; k++) {
-        mem_free(h[k]);
-        mem_free(x[k]);
-    }
-    quant_result_release(&res);
-    calib_release(&c);
-    model_free(m);
-    model_free(fl);
-    scratch_remove(dir);
-}
-
-static void test_dac_restores_the_mean(void **state)
-{
-    (void)state;
-    dac_restores_the_mean(false);
-    dac_restores_the_mean(true); /* the gains of the norm are not those that mu was measured behind */
-}
-
 /* The first block up to the norm after attention, with the attention of w, and its whole output with the float FFN on that norm's output + shift. */
 struct half_block {
     float h[64 * 64], x[64 * 64], out[64 * 64];
@@ -328,6 +254,65 @@ static void half_block(const struct model *m, const struct model *w, const struc
     assert_int_equal(fwd_act(&fl->layers[0], &f, f.x, n, f.g, &e), 0);
     assert_int_equal(fwd_ffn_out(&fl->layers[0], f.g, n, b->out, &e), 0);
     fwd_release(&f);
+}
+
+/* DAC of the first block, after a reload: the mean of gate (and up) over the calibration tokens is what the quantized
+ * matrix makes of the float path's mean input: W_q mean(x~) + b = W_q mean(x). fp16 rounds b. */
+static void dac_restores_the_mean(bool dsq_norms)
+{
+    struct quant_options o = options("d2quant", "paper", 2, 32);
+    struct quant_result res;
+    struct calib c;
+    struct err e = { 0 };
+    const char *dir = scratch_dir();
+    o.sinks = SINKS_KEEP;
+    o.dsq = false;
+    o.dsq_norms = dsq_norms;
+    struct model *fl = open_model(MODELS "llama"), *m = open_model(MODELS "llama");
+    make_calib(&c, m, 1, 64); /* one sequence: none is held out, all of it makes the mean */
+    assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), 0);
+    assert_true(res.blocks[0].dac_shift > 1e-4);
+    assert_true((res.blocks[0].dsq_norm_gain[1] > 0) == dsq_norms);
+    assert_int_equal(export_model(m, "gptq", scratch_path(dir, "dac"), NULL, NULL, NULL, &e), 0);
+    model_free(m);
+    m = open_model(scratch_path(dir, "dac"));
+    int64_t d = m->hp.n_embd, n = 64;
+    static struct half_block b[2]; /* both paths start from the rounded embedding */
+    half_block(m, m, fl, c.ids, n, NULL, &b[0]);
+    half_block(m, fl, fl, c.ids, n, NULL, &b[1]);
+    for (int role = ROLE_GATE; role <= ROLE_UP; role++) {
+        const struct linear *l = &m->layers[0].lin[role];
+        int64_t n_out = tensor_rows(&l->w);
+        float *y = mem_alloc((size_t)(n * n_out), sizeof *y), *mean = mem_zalloc((size_t)d, sizeof *mean);
+        float *want = mem_alloc((size_t)n_out, sizeof *want);
+        for (int64_t t = 0; t < n; t++)
+            for (int64_t j = 0; j < d; j++)
+                mean[j] += b[1].x[t * d + j] / (float)n;
+        assert_int_equal(op_linear(&l->w, NULL, mean, 1, want, 0, &e), 0);
+        assert_int_equal(op_linear(&l->w, l->b, b[0].x, n, y, 0, &e), 0);
+        for (int64_t i = 0; i < n_out; i++) {
+            double got = 0;
+            for (int64_t t = 0; t < n; t++)
+                got += y[t * n_out + i] / (double)n;
+            if (fabs(got - want[i]) > 2e-3 * (1 + fabs(want[i])))
+                fail_msg("role %d row %lld: mean %g, expected %g", role, (long long)i, got, want[i]);
+        }
+        mem_free(y);
+        mem_free(mean);
+        mem_free(want);
+    }
+    quant_result_release(&res);
+    calib_release(&c);
+    model_free(m);
+    model_free(fl);
+    scratch_remove(dir);
+}
+
+static void test_dac_restores_the_mean(void **state)
+{
+    (void)state;
+    dac_restores_the_mean(false);
+    dac_restores_the_mean(true); /* the gains of the norm are not those that mu was measured behind */
 }
 
 /* The share that DAC keeps of the first block's mean deviation is the one of 0, 1/4, 1/2, 1 that brings the block's held-out output nearest to

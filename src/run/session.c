@@ -56,10 +56,10 @@ int session_generate(struct session *s, const int32_t *ids, int64_t n, const str
     rng_init(&rng, o->seed, 0);
     if (n < 1 && s->kv.n == 0)
         return err_set(e, ERR_USAGE, "the prompt is empty, and the model has no start token to begin with");
-    if (n > 0 && prefill(s, ids, n, emit, ud, &st->n_prompt, e))
+    if (prefill(s, ids, n, emit, ud, &st->n_prompt, e))
         return -1;
     st->prefill_seconds = log_now() - start;
-    if (n > 0 && st->n_prompt < n)
+    if (st->n_prompt < n)
         return 0;
     start = log_now();
     for (; st->n_new < o->max_new; st->n_new++) {
