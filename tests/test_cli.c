@@ -468,7 +468,7 @@ static void test_dry_run(void **state)
 static void test_target_size_tied(void **state)
 {
     static const char *const args[] = { "", "--keep lm_head=q8_0", "--keep model.embed_tokens=q8_0", "--rotate hadamard",
-                                        "--rotate hadamard --keep lm_head=q8_0" };
+                                        "--rotate hadamard --keep lm_head=q8_0", "--group 32 --keep '*.down_proj=asym'", "--dac on" };
     (void)state;
     for (size_t i = 0; i < sizeof args / sizeof *args; i++) {
         json_t *j = json_of(d2q("quantize " TIED " -o %s/tied.gguf --target-size 75000 --json --nsamples 4 --seqlen 48 --calib " TEXT " %s", dir, args[i]), NULL);

@@ -198,8 +198,13 @@ static void gguf_in_gguf_out(void **state)
         assert_int_equal(gguf_string(&back->ck->gguf, "d2quant.recipe", &recipe, &e), 1);
         assert_true(recipe.n == 29 && !memcmp(recipe.p, "{\"damp\":0.01,\"method\":\"test\"}", 29));
         export_ok(back, scratch_path(dir, "c.gguf"), &o); /* and of the result again */
+        uint64_t side, data = 0;
+        for (uint64_t k = 0; k < back->ck->gguf.n_tensors; k++)
+            data += back->ck->gguf.tensors[k].size;
         model_free(back);
         assert_int_equal(file_read(scratch_path(dir, "a.gguf"), 1 << 24, &a, &na, &e), 0);
+        assert_int_equal(gguf_side_bytes(m, &side, &e), 0);
+        assert_in_range(side, na - data, na - data + 5000);
         for (const char *other = "bc"; *other; other++) {
             char name[8] = { *other, '.', 'g', 'g', 'u', 'f', 0 };
             assert_int_equal(file_read(scratch_path(dir, name), 1 << 24, &b, &nb, &e), 0);

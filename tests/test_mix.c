@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "api/api.h"
 #include "quant/mix.h"
 #include "quant/solve.h"
 
@@ -233,6 +234,40 @@ static void test_tables(void **state)
     model_free(m);
 }
 
+/* One weight that is no number: named before anything is measured; and nothing is chosen by losses that are none. */
+static void test_bad_weight(void **state)
+{
+    (void)state;
+    struct d2q_model dm = { .m = open_model("llama") };
+    struct tensor *w = &dm.m->layers[1].lin[ROLE_UP].w;
+    float *copy = mem_alloc((size_t)tensor_count(w), sizeof *copy);
+    d2q_quantize_options in;
+    d2q_error err;
+    char *json = NULL;
+    tensor_to_f32(w, copy);
+    copy[7] = NAN;
+    *w = tensor_f32(w->name, copy, w->dim[0], w->dim[1]);
+    d2q_quantize_options_init(&in);
+    in.grid = "q2_k";
+    assert_int_equal(d2q_choose_types(&dm, &in, 0, 4, &json, &err), -1);
+    assert_int_equal(err.code, D2Q_ERR_NUMERIC);
+    assert_non_null(strstr(err.message, "model.layers.1.mlp.up_proj.weight"));
+    struct quant_options *o = mem_alloc(1, sizeof *o);
+    struct mix_target t = { .bytes = 1 << 20 };
+    struct calib c;
+    struct err e = { 0 };
+    uint64_t bytes;
+    double loss;
+    *o = options();
+    make_calib(&c, dm.m);
+    assert_int_equal(quant_mix(dm.m, o, &c, &t, NULL, &bytes, &loss, &e), -1);
+    assert_int_equal(e.code, ERR_NUMERIC);
+    calib_release(&c);
+    mem_free(o);
+    model_free(dm.m);
+    mem_free(copy);
+}
+
 /* What tuning says of divergence before and after is what it is: held-out sequences of 150 tokens, rotated or not, lr that harms. */
 static void test_tuning_tells_the_truth(void **state)
 {
@@ -281,7 +316,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_estimate), cmocka_unit_test(test_budget), cmocka_unit_test(test_best_first), cmocka_unit_test(test_tables),
-        cmocka_unit_test(test_tuning_tells_the_truth),
+        cmocka_unit_test(test_bad_weight), cmocka_unit_test(test_tuning_tells_the_truth),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -561,12 +561,20 @@ static void test_calibration_files(void **state)
     scratch_remove(dir);
 }
 
-/* A table of more rows than are rounded at a time. */
-static void test_many_words(void **state)
+/* Tables, of more rows than are rounded at a time: what `kept` says unless their own name was given another type. */
+static void test_tables(void **state)
 {
     (void)state;
     enum { ROWS = 2500 };
-    for (int packed = 0; packed < 2; packed++) {
+    static const struct {
+        enum dtype kept;
+        bool kept_packed;
+        const char *keep;
+        enum dtype want;
+        float tolerance;
+    } cases[] = { { DT_F16, false, NULL, DT_F16, 1e-3f }, { DT_F32, false, "model.embed_tokens=q8_0", DT_Q8_0, 0.01f },
+                  { DT_F32, false, "*.v_proj=q8_0", DT_F32, 0 }, { DT_F32, true, NULL, DT_F16, 1e-3f } };
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
         struct model *m = open_model(MODELS "llama");
         struct quant_options o = options("rtn", "default", 4, 32);
         struct quant_result res;
@@ -576,16 +584,17 @@ static void test_many_words(void **state)
         for (int64_t i = 0; i < ROWS * d; i++)
             w[i] = sinf((float)i);
         m->tok_embd = tensor_f32(m->tok_embd.name, w, ROWS, d);
-        if (packed)
-            assert_int_equal(quant_keep_add(&o, "model.embed_tokens=q8_0", &e), 0);
-        o.kept = packed ? DT_F32 : DT_F16;
+        if (cases[k].keep)
+            assert_int_equal(quant_keep_add(&o, cases[k].keep, &e), 0);
+        o.kept = cases[k].kept;
+        o.kept_packed = cases[k].kept_packed;
         if (quantize_model(m, &o, NULL, NULL, NULL, NULL, &res, &e))
             fail_msg("%s", e.msg);
-        assert_int_equal(m->tok_embd.type, packed ? DT_Q8_0 : DT_F16);
+        assert_int_equal(m->tok_embd.type, cases[k].want);
         for (int64_t i = 0; i < ROWS; i++) {
             tensor_rows_f32(&m->tok_embd, i, 1, row);
             for (int64_t j = 0; j < d; j++)
-                if (fabsf(row[j] - w[i * d + j]) > (packed ? 0.01f : 1e-3f))
+                if (fabsf(row[j] - w[i * d + j]) > cases[k].tolerance)
                     fail_msg("row %lld: %g, expected %g", (long long)i, row[j], w[i * d + j]);
         }
         quant_result_release(&res);
@@ -602,7 +611,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_family_and_method),
         cmocka_unit_test(test_errors_are_ordered),
-        cmocka_unit_test(test_many_words),
+        cmocka_unit_test(test_tables),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_written_is_what_was_in_memory),
         cmocka_unit_test(test_dac_restores_the_mean),

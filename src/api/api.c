@@ -114,6 +114,7 @@ d2q_model *d2q_open(const char *path, d2q_error *err)
         api_fail(err, &e);
         return NULL;
     }
+    m->rss = mem_peak_rss();
     return m;
 }
 

@@ -13,6 +13,7 @@
 
 struct d2q_model {
     struct model *m;
+    uint64_t rss; /* the program's peak when it was open: program, libraries, tokenizer */
 };
 
 /* -1, with *out filled from e. */

@@ -5,9 +5,6 @@
 #include "quant/mix.h"
 #include "run/session.h"
 
-/* A GGUF file's metadata with its vocabulary: 30 to 40 bytes a token in the models at hand. */
-#define META_BYTES_PER_TOKEN 40
-
 static int sample(struct model *m, const d2q_quantize_options *in, const struct log *log, struct calib *c, struct err *e)
 {
     int64_t n = in->nsamples < MIX_SEQUENCES ? in->nsamples : MIX_SEQUENCES, len = in->seqlen < MIX_TOKENS ? in->seqlen : MIX_TOKENS;
@@ -26,14 +23,17 @@ static int budget(const struct model *m, const struct quant_options *o, uint64_t
 {
     struct quant_plan p;
     double weights = 0;
+    uint64_t rest;
     quant_plan(m, o, 1, 1, &p);
     for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++)
         weights += (double)tensor_count(&m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w);
-    uint64_t rest = p.vector_bytes + META_BYTES_PER_TOKEN * (uint64_t)m->hp.n_vocab;
     if (!bytes) {
         *t = (struct mix_target){ .bytes = (uint64_t)(bpw * weights / 8) };
         return 0;
     }
+    if (gguf_side_bytes(m, &rest, e))
+        return -1;
+    rest += p.vector_bytes;
     if (bytes <= rest)
         return err_set(e, ERR_USAGE, "target: norms, biases and vocabulary alone take %llu bytes, the file may take %llu",
                        (unsigned long long)rest, (unsigned long long)bytes);
@@ -51,7 +51,7 @@ int d2q_choose_types(d2q_model *dm, const d2q_quantize_options *in, uint64_t byt
     struct err e;
     uint64_t used = 0;
     double t0 = log_now(), loss = 0;
-    int rc = api_quant_options(in, dm->m, &o, &e) || budget(dm->m, &o, bytes, bpw, &t, &e) || sample(dm->m, in, &log, &c, &e) ||
+    int rc = api_quant_options(in, dm->m, &o, &e) || budget(dm->m, &o, bytes, bpw, &t, &e) || quant_check_weights(dm->m, &e) || sample(dm->m, in, &log, &c, &e) ||
              quant_mix(dm->m, &o, &c, &t, &log, &used, &loss, &e);
     calib_release(&c);
     if (rc)

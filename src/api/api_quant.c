@@ -172,7 +172,7 @@ static json_t *gguf_type(const struct grid *g, const struct tensor *w, int64_t *
 {
     enum dtype type = g->type;
     if (type == DT_QMAT) {
-        const struct pack_grid grid = { g->bits, g->group, g->zmin, g->zmax, g->super > 0, w->dim[1] };
+        const struct pack_grid grid = grid_packed(g, w->dim[1]);
         type = pack_type(&grid);
     }
     if (type == DT_COUNT || *bytes < 0) {
@@ -198,14 +198,14 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
     struct err e;
     int64_t tokens = 0, longest = 0, packed = 0;
     double t0 = log_now(), params = 0;
-    uint64_t base = mem_peak_rss(); /* program, libraries, tokenizer: what is there already */
     if (api_quant_options(in, m, &o, &e) || api_histogram_check(m, in->histogram, &e) ||
         (method_table[o.method].needs_calib && plan_calib(m, in, &tokens, &longest, &e)))
         return api_fail(err, &e);
     quant_plan(m, &o, tokens, longest, &p);
     uint64_t text = text_bytes(m, in, &o); /* gone before the rest begins */
     text = text > p.peak_bytes ? text - p.peak_bytes : 0;
-    p.peak_bytes += base + text;
+    p.peak_bytes += dm->rss + text;
+    p.peak_bytes = p.peak_bytes > mem_peak_rss() ? p.peak_bytes : mem_peak_rss(); /* choosing types took more */
     json_t *root = json_object(), *list = json_array();
     for (int64_t i = 0; i < m->hp.n_layer; i++)
         for (int r = 0; r < ROLE_COUNT; r++) {
@@ -220,7 +220,7 @@ int d2q_plan(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_err
                                                   (json_int_t)w->dim[1], "gguf", gguf_type(&g, w, &packed)));
         }
     static const char *const parts[MEM_COUNT] = { "source", "quantized", "kept", "block", "states", "forward", "stage", "tuning" };
-    json_t *memory = json_pack("{sIsI}", "program", (json_int_t)base, "text", (json_int_t)text);
+    json_t *memory = json_pack("{sIsI}", "program", (json_int_t)dm->rss, "text", (json_int_t)text);
     for (int i = 0; i < MEM_COUNT; i++)
         json_object_set_new(memory, parts[i], json_integer((json_int_t)p.memory[i]));
     json_object_set_new(root, "memory", memory);
@@ -413,7 +413,7 @@ static int plan_export(const struct model *m, const struct quant_options *o, str
         enum role r = (enum role)(i % ROLE_COUNT);
         int64_t n_in = role_cols(&m->hp, r);
         quant_grid(o, i / ROLE_COUNT, r, n_in, &g);
-        lin[i] = (struct export_matrix){ g.type, { g.bits, g.group, g.zmin, g.zmax, g.super > 0, n_in } };
+        lin[i] = (struct export_matrix){ g.type, grid_packed(&g, n_in) };
         p->not_f16 = is_wide(&g) ? m->layers[i / ROLE_COUNT].lin[r].w.name : p->not_f16;
     }
     for (int i = 0; i < 2; i++) {

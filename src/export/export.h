@@ -71,6 +71,9 @@ int export_target(const struct model *m, const char *format, const char *path, s
  * the model is read from). *bytes (NULL allowed): size of all its files. o NULL: defaults. */
 int export_model(const struct model *m, const char *format, const char *out_dir, const struct export_options *o,
                  const struct log *log, uint64_t *bytes, struct err *e);
+/* What a GGUF file of m takes besides its tensors: metadata and vocabulary, and at most that much for tensors' names, checksums and
+ * padding and for how it was made. */
+int gguf_side_bytes(const struct model *m, uint64_t *bytes, struct err *e);
 /* What to open of `files` afterwards: path, or the first part of a split file. 0, or -1: path is too long. */
 int export_opens(const char *path, int files, char *out, size_t cap);
 /* Writing f16 alone: ERR_UNSUPPORTED where the plan has other types of table or float. */

@@ -139,6 +139,27 @@ int gguf_put_meta(const struct gguf_out *g, struct gguf_writer *w, const struct 
     return 0;
 }
 
+#define PER_TENSOR 200   /* a name twice, shape, offset, checksum, padding; its type in the recipe */
+#define RECIPE_BYTES 2048 /* the other options */
+
+int gguf_side_bytes(const struct model *m, uint64_t *bytes, struct err *e)
+{
+    const struct export_options o = { 0 };
+    const struct gguf_out g = { .m = m, .o = &o, .family = family_by_name(m->hp.family), .n_ctx = m->hp.n_ctx };
+    struct gguf_writer w;
+    uint64_t n = 4; /* embeddings, head, norm, rope's factors */
+    for (int64_t i = 0; i < m->hp.n_layer; i++) {
+        n += 2 + (m->hp.qk_norm ? 2 : 0) + ROLE_COUNT;
+        for (int r = 0; r < ROLE_COUNT; r++)
+            n += m->layers[i].lin[r].b || r == ROLE_GATE || r == ROLE_UP; /* DAC may give these two biases */
+    }
+    gguf_writer_init(&w);
+    int rc = gguf_put_meta(&g, &w, NULL, e);
+    *bytes = gguf_writer_bytes(&w) + n * PER_TENSOR + RECIPE_BYTES;
+    gguf_writer_release(&w);
+    return rc;
+}
+
 /* ---- rope_freqs.weight ------------------------------------------------------------------------ */
 
 /* plain / factor = scaled in float, if some float does that; else the nearest. */

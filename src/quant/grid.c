@@ -72,6 +72,11 @@ double grid_row_bits(const struct grid *g, int64_t n_in)
     return 32.0 * (double)words + (double)(groups * (16 + g->bits));
 }
 
+struct pack_grid grid_packed(const struct grid *g, int64_t n_in)
+{
+    return (struct pack_grid){ g->bits, g->group, g->zmin, g->zmax, g->super > 0, n_in };
+}
+
 int grid_alloc(const struct grid *g, struct arena *a, const char *name, int64_t n_out, int64_t n_in, struct tensor *t,
                struct err *e)
 {

@@ -43,6 +43,15 @@ static enum role x_role(enum role r)
 
 /* ---- what a type costs -------------------------------------------------------------- */
 
+/* Of a matrix on g in a GGUF file. */
+static double stored_bytes(const struct grid *g, int64_t rows, int64_t cols)
+{
+    const struct pack_grid p = grid_packed(g, cols);
+    enum dtype type = g->type == DT_QMAT ? pack_type(&p) : g->type;
+    double bits = type == DT_COUNT ? grid_row_bits(g, cols) /* it will be refused */ : dtype_bits(type) * (double)cols;
+    return bits / 8 * (double)rows;
+}
+
 static void choice_init(struct choice *c, const struct quant_options *o, const char *name, const struct tensor *w)
 {
     int64_t rows = tensor_rows(w), cols = tensor_cols(w);
@@ -52,7 +61,7 @@ static void choice_init(struct choice *c, const struct quant_options *o, const c
     for (int i = 0; i < (c->fixed ? 1 : STEPS); i++) {
         if (!c->fixed)
             grid_init(&g, ladder[i], 0, 0, 0, cols);
-        double bytes = grid_row_bits(&g, cols) / 8 * (double)rows;
+        double bytes = stored_bytes(&g, rows, cols);
         if (!c->n || bytes > c->bytes[c->n - 1]) { /* narrow rows: several steps fall back to one type */
             c->grid[c->n] = g.id;
             c->bytes[c->n++] = bytes;
@@ -116,16 +125,19 @@ static void add_losses(const struct mix *k, struct choice *c, int i, const doubl
 
 /* Errors of one matrix at different tokens reach the same prediction, by attention above all, so losses do not simply add up over tokens.
  * Squares of sums over sequences have the true expectation, but one matrix has few sequences: what they say is taken for
- * all blocks' matrices of a role together. */
-static void scale_role(struct choice *c, int64_t n, int64_t step)
+ * all blocks' matrices of a role together, and not at all where these are few too. */
+#define FEW 16 /* squares: their mean is still off by a third */
+static void scale_role(struct choice *c, int64_t n, int64_t step, int64_t n_seq)
 {
     double tokens = 0, sequences = 0;
+    int64_t sums = 0;
     for (int64_t i = 0; i < n; i += step)
         if (!c[i].fixed) {
             tokens += c[i].loss[0];
             sequences += c[i].cross;
+            sums += n_seq;
         }
-    for (int64_t i = 0; i < n && tokens > 0; i += step)
+    for (int64_t i = 0; i < n && tokens > 0 && sums >= FEW; i += step)
         for (int k = 0; k < c[i].n; k++)
             c[i].loss[k] *= sequences / tokens;
 }
@@ -378,6 +390,8 @@ static int choose(struct mix *k, struct quant_options *o, int64_t n, double budg
         if (c->fixed)
             continue;
         *loss += c->loss[c->at] / (double)k->n_tok;
+        if (!isfinite(*loss))
+            return err_set(e, ERR_NUMERIC, "%s: what its types cost is not a finite number", c->name);
         snprintf(text, sizeof text, "%s=%s", c->name, grid_table[c->grid[c->at]].name);
         if (quant_keep_add(o, text, e))
             return -1;
@@ -455,7 +469,7 @@ int quant_mix(struct model *m, struct quant_options *o, const struct calib *c, c
     if (!rc && target->tables && !one)
         rc = measure_lookup(&k, &k.choice[L * ROLE_COUNT + 1], e);
     for (int r = 0; !rc && r < ROLE_COUNT; r++)
-        scale_role(k.choice + r, L * ROLE_COUNT - r, ROLE_COUNT);
+        scale_role(k.choice + r, L * ROLE_COUNT - r, ROLE_COUNT, k.n_seq);
     rc = rc || choose(&k, o, n, (double)target->bytes, bytes, loss, e) ? -1 : 0;
     bwd_release(&k.b);
     arena_release(&k.arena);

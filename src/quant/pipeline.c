@@ -91,26 +91,25 @@ static int round_matrix(struct model *m, struct tensor *t, struct err *e)
     return t->type == DT_F16 ? 0 : requantize(m, t, &g, e);
 }
 
-/* What the user asked for it; else only_f32: F16 if it is F32, else F16. */
-static int round_embedding(struct model *m, const struct quant_options *o, struct tensor *t, const char *name, bool only_f32,
-                           struct err *e)
+/* What the user asked for it; else what `kept` and `kept_packed` say. */
+static int round_embedding(struct model *m, const struct quant_options *o, struct tensor *t, const char *name, struct err *e)
 {
     struct grid g;
     if (quant_grid_kept(o, name, tensor_cols(t), &g))
         return requantize(m, t, &g, e);
-    return !only_f32 || t->type == DT_F32 ? round_matrix(m, t, e) : 0;
+    return o->kept == DT_F16 || (o->kept_packed && t->type == DT_F32) ? round_matrix(m, t, e) : 0;
 }
 
-static int round_embeddings(struct model *m, const struct quant_options *o, bool only_f32, struct err *e)
+static int round_embeddings(struct model *m, const struct quant_options *o, struct err *e)
 {
     bool shared = m->lm_head.data == m->tok_embd.data;
     struct grid g;
     bool by_head = shared && quant_grid_kept(o, "lm_head", m->hp.n_embd, &g);
-    if (round_embedding(m, o, &m->tok_embd, by_head ? "lm_head" : "model.embed_tokens", only_f32, e))
+    if (round_embedding(m, o, &m->tok_embd, by_head ? "lm_head" : "model.embed_tokens", e))
         return -1;
     if (shared)
         m->lm_head = m->tok_embd;
-    else if (round_embedding(m, o, &m->lm_head, "lm_head", only_f32, e))
+    else if (round_embedding(m, o, &m->lm_head, "lm_head", e))
         return -1;
     return 0;
 }
@@ -118,7 +117,7 @@ static int round_embeddings(struct model *m, const struct quant_options *o, bool
 static int round_kept(struct model *m, const struct quant_options *o, struct err *e)
 {
     const struct hparams *hp = &m->hp;
-    if (round_embeddings(m, o, false, e) || round_vector(m, &m->out_norm, hp->n_embd, e))
+    if (round_embeddings(m, o, e) || round_vector(m, &m->out_norm, hp->n_embd, e))
         return -1;
     for (int64_t i = 0; i < hp->n_layer; i++) {
         struct layer *l = &m->layers[i];
@@ -604,10 +603,8 @@ int quantize_resumable(struct model *m, const struct quant_options *o, const str
     res->blocks = arena_zalloc(&res->arena, (size_t)hp->n_layer, sizeof *res->blocks);
     if (!rc && (!res->tensors || !res->blocks))
         rc = err_nomem(e, "results", 0);
-    if (!rc && o->kept == DT_F16)
-        rc = round_kept(m, o, e);
-    else if (!rc && (o->kept_packed || o->n_keep))
-        rc = round_embeddings(m, o, true, e);
+    if (!rc)
+        rc = o->kept == DT_F16 ? round_kept(m, o, e) : round_embeddings(m, o, e);
     if (!rc && r.calib)
         rc = run_states(&r, e);
     if (!rc && work)
