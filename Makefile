@@ -12,8 +12,7 @@ VERSION := 0.1.0
 SOVERSION := 0
 
 PKGS := openblas lapacke jansson libpcre2-8 libutf8proc nettle
-ifneq ($(filter clean uninstall check-layers,$(MAKECMDGOALS)),)
-else
+ifneq ($(filter-out clean uninstall check-layers,$(or $(MAKECMDGOALS),all)),)
 ifneq ($(shell pkg-config --exists $(PKGS) && echo yes),yes)
 $(error missing libraries: pkg-config does not find all of: $(PKGS). On Debian: apt-get install libopenblas-dev liblapacke-dev libjansson-dev libpcre2-dev libutf8proc-dev nettle-dev libcmocka-dev pkg-config, or run ./test.sh)
 endif

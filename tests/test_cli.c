@@ -430,7 +430,7 @@ static void test_card_and_loads(void **state)
     expect_text(last.err, "plan: 14 matrices (14 q4_0)");
     assert_int_equal(file_read(scratch_path(dir, "card.md"), 1 << 20, &text, &n, &e), 0);
     expect_text(text, "--keep model.embed_tokens=q8_0 --method rtn");
-    expect_text(text, "base_model: llama");
+    expect_text(text, "base_model: \"llama\"");
     expect_text(text, "| weights | `model.safetensors` | `");
     expect_text(text, "| grid | `q4_0` |");
     mem_free(text);

@@ -598,9 +598,13 @@ static void floats_in_bf16(void **state)
 static void folders_in_the_way(void **state)
 {
     (void)state;
-    const char *dir = scratch_dir(), *out = scratch_path(dir, "out");
+    const char *dir = scratch_dir();
+    char out[512], link[512];
+    snprintf(out, sizeof out, "%s/out", dir);
+    snprintf(link, sizeof link, "%s/link", dir);
     struct model *m = open_model(MODELS "llama");
     struct err e = { 0 };
+    struct stat st;
     assert_int_equal(mkdir(out, 0700), 0);
     export_ok(m, "hf", out, NULL); /* empty: fine */
     export_ok(m, "hf", out, NULL); /* a model: replaced */
@@ -610,9 +614,20 @@ static void folders_in_the_way(void **state)
     assert_int_equal(unlink(scratch_path(out, "notes.txt")), 0);
     scratch_write(scratch_path(out, "README.md"), "mine", 4); /* its card is anybody's to edit */
     export_ok(m, "hf", out, NULL);
-    assert_int_equal(symlink("nowhere", scratch_path(dir, "link")), 0);
-    assert_int_equal(export_model(m, "hf", scratch_path(dir, "link"), NULL, NULL, NULL, &e), -1);
+    assert_int_equal(symlink("nowhere", link), 0);
+    assert_int_equal(export_model(m, "hf", link, NULL, NULL, NULL, &e), -1);
     assert_non_null(strstr(e.msg, "is a link to nothing"));
+    assert_int_equal(unlink(link) || symlink("out", link), 0);
+    export_ok(m, "hf", link, NULL); /* what it names is replaced, not the link */
+    assert_true(lstat(link, &st) == 0 && S_ISLNK(st.st_mode));
+    assert_true(file_exists(scratch_path(out, "model.safetensors")));
+    assert_int_equal(unlink(link), 0);
+    scratch_write(scratch_path(out, "model-old.safetensors"), "mine", 4);
+    assert_int_equal(export_model(m, "hf", out, NULL, NULL, NULL, &e), -1);
+    assert_non_null(strstr(e.msg, "holds model-old.safetensors"));
+    assert_int_equal(unlink(scratch_path(out, "model-old.safetensors")), 0);
+    assert_int_equal(export_target(m, "gguf", scratch_path(dir, "new/"), &e), -1);
+    assert_non_null(strstr(e.msg, "expected the name of a file or folder"));
     assert_int_equal(unlink(scratch_path(out, "checksums.json")), 0); /* anybody's */
     assert_int_equal(export_model(m, "hf", out, NULL, NULL, NULL, &e), -1);
     assert_non_null(strstr(e.msg, "it is not replaced"));

@@ -118,7 +118,7 @@ static void test_folders(void **state)
     const char *dir = scratch_dir();
     for (size_t i = 0; i < 3; i++)
         for (int split = 0; split < 2; split++) {
-            char out[512], path[600];
+            char out[512], path[600], extra[600];
             size_t n;
             snprintf(out, sizeof out, "%s/%s%d", dir, formats[i], split);
             write_model(formats[i], out, split ? 60000 : 0);
@@ -126,8 +126,15 @@ static void test_folders(void **state)
             flip_each(out);
             assert_whole(out, (i == 0 ? 5 : 4) + split);
             snprintf(path, sizeof path, "%s/generation_config.json", out);
-            scratch_write(path, "{}", 2);
+            snprintf(extra, sizeof extra, "%s/chat_template.jinja", out);
+            scratch_write(extra, "{{ 1 }}", 7);
             json_t *r = verify(out, &n);
+            assert_int_equal(n, 1);
+            assert_string_equal(failed(r, 0, "tensor"), "chat_template.jinja");
+            json_decref(r);
+            unlink(extra);
+            scratch_write(path, "{}", 2);
+            r = verify(out, &n);
             assert_int_equal(n, 1);
             assert_string_equal(failed(r, 0, "tensor"), "generation_config.json");
             json_decref(r);

@@ -24,8 +24,10 @@ static void type_name(const struct tensor *t, char *out, size_t cap)
 
 static void add_row(struct totals *s, const char *name, const char *ta, const char *tb, double diff, double size, double top)
 {
-    json_array_append_new(s->list, json_pack("{sssssssfsf}", "name", name, "type_a", ta, "type_b", tb, "rel",
-                                             size > 0 ? sqrt(diff / size) : diff > 0 ? 1.0 : 0.0, "max_abs", top));
+    bool number = isfinite(diff) && isfinite(size); /* JSON has no others: null */
+    double rel = size > 0 ? sqrt(diff / size) : diff > 0 ? 1.0 : 0.0;
+    json_array_append_new(s->list, json_pack("{sssssssoso}", "name", name, "type_a", ta, "type_b", tb, "rel", number ? json_real(rel) : json_null(),
+                                             "max_abs", number ? json_real(top) : json_null()));
     s->differ += diff != 0;
 }
 
@@ -33,7 +35,7 @@ static void add_values(const float *a, const float *b, int64_t n, double *diff, 
 {
     for (int64_t i = 0; i < n; i++) {
         double d = (double)a[i] - b[i];
-        *diff += d * d;
+        *diff += d * d; /* NaN or Inf where one of them is */
         *size += (double)a[i] * a[i];
         *top = fabs(d) > *top ? fabs(d) : *top;
     }

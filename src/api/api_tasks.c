@@ -14,7 +14,7 @@ void d2q_task_options_init(d2q_task_options *o)
 
 static json_t *task_json(const char *name, const struct task_info *info, const struct task_options *o, const struct task_result *r)
 {
-    json_t *j = json_pack("{sssIsisfsf}", "task", name, "n", (json_int_t)r->n, "shots", o->shots, "acc", r->acc, "acc_err", r->acc_err);
+    json_t *j = json_pack("{sosIsisfsf}", "task", json_path(name), "n", (json_int_t)r->n, "shots", o->shots, "acc", r->acc, "acc_err", r->acc_err);
     if (!info || info->norm)
         json_object_update_new(j, json_pack("{sfsf}", "acc_norm", r->acc_norm, "acc_norm_err", r->acc_norm_err));
     if (r->interrupted)
@@ -44,7 +44,7 @@ static int run_one(struct run *u, const char *name, const char *path, const stru
     u->interrupted = r.interrupted;
     u->acc += r.acc;
     u->norm += !info || info->norm ? r.acc_norm : r.acc;
-    return json_array_append_new(u->list, task_json(name, info, &u->o, &r));
+    return json_array_append_new(u->list, task_json(name, info, &u->o, &r)) ? err_nomem(e, name, 256) : 0;
 }
 
 static int check_one(struct run *u, const char *name, const char *path, const struct task_info *info, struct err *e)

@@ -466,7 +466,8 @@ static void outdir_release(struct outdir *o)
 int outdir_open(struct outdir *o, const char *path, struct err *e)
 {
     memset(o, 0, sizeof *o);
-    o->path = mem_strdup(path);
+    char real[PATH_MAX];
+    o->path = mem_strdup(file_is_dir(path) && realpath(path, real) ? real : path); /* a link stays one, what it names is replaced */
     size_t n = o->path ? strlen(o->path) : 0;
     while (n > 1 && o->path[n - 1] == '/')
         o->path[--n] = 0;

@@ -16,9 +16,13 @@ static int print(const json_t *r)
     const json_t *list = json_object_get(r, "tensors"), *t;
     size_t i;
     printf("%-44s %-14s %-14s %12s %12s\n", "tensor", "first", "second", "|a-b|/|a|", "largest");
-    json_array_foreach(list, i, t)
-        printf("%-44s %-14s %-14s %12.4e %12.4e\n", show_str(t, "name"), show_str(t, "type_a"), show_str(t, "type_b"), show_num(t, "rel"),
-               show_num(t, "max_abs"));
+    json_array_foreach(list, i, t) {
+        printf("%-44s %-14s %-14s ", show_str(t, "name"), show_str(t, "type_a"), show_str(t, "type_b"));
+        if (json_is_null(json_object_get(t, "rel")))
+            printf("%25s\n", "values not finite");
+        else
+            printf("%12.4e %12.4e\n", show_num(t, "rel"), show_num(t, "max_abs"));
+    }
     printf("%.0f of %zu tensors differ\n", show_num(r, "differ"), json_array_size(list));
     return show_flush();
 }

@@ -141,7 +141,7 @@ static int check_args(const struct opt_spec *spec, struct args *a)
         if ((size_t)snprintf(a->work_dir, sizeof a->work_dir, "%.*s%s", a->work ? 0 : (int)n, a->out,
                              a->work ? a->work : ".d2q-work") >= sizeof a->work_dir)
             return opt_usage(spec->command, "%s: path is too long", a->out);
-        if (a->formats.n == 1 && !strncmp(a->work_dir, a->out, n) && a->work_dir[n] == '/')
+        if (a->formats.n == 1 && !strncmp(a->work_dir, a->out, n) && (a->work_dir[n] == '/' || !a->work_dir[n]))
             return opt_usage(spec->command, "--work %s: lies in OUT, which is to hold the result alone", a->work);
         a->q.work = a->work_dir;
         a->q.spill = a->work != NULL;

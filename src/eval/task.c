@@ -268,7 +268,7 @@ static int write_item(const struct task *t, const char *name, const struct item 
     json_t *ll = json_array();
     for (int64_t i = 0; i < it->n; i++)
         json_array_append_new(ll, json_real(t->score[it->first_score + i]));
-    json_t *o = json_pack("{sssssIsIsIso}", "task", name, "id", it->id, "gold", (json_int_t)it->gold, "choice",
+    json_t *o = json_pack("{sosssIsIsIso}", "task", json_path(name), "id", it->id, "gold", (json_int_t)it->gold, "choice",
                           (json_int_t)best(t, it, false), "choice_norm", (json_int_t)best(t, it, true), "ll", ll);
     char *line = o ? json_dumps(o, JSON_COMPACT) : NULL;
     int rc = !line ? err_nomem(e, "result of an item", 256)

@@ -6,6 +6,7 @@
 
 #include "base/digest.h"
 #include "base/file.h"
+#include "base/json.h"
 #include "base/text.h"
 
 static const char *base_name(const char *path)
@@ -98,9 +99,13 @@ static void loads(const struct card *c, struct text *t)
 static void body(const struct card *c, struct text *t)
 {
     const json_t *options = json_object_get(c->meta, "options");
-    const char *from = base_name(c->m->ck->path), *method = json_string_value(json_object_get(options, "method"));
+    const char *from = c->m->ck->name, *method = json_string_value(json_object_get(options, "method"));
     const char *grid = json_string_value(json_object_get(options, "grid"));
-    text_add(t, "---\nbase_model: %s\ntags:\n- d2quant\n- quantized\n- %s\n", from, c->format);
+    json_t *name = json_path(from);
+    char *quoted = json_dumps(name, JSON_ENCODE_ANY); /* YAML takes it */
+    text_add(t, "---\nbase_model: %s\ntags:\n- d2quant\n- quantized\n- %s\n", quoted ? quoted : "unknown", c->format);
+    free(quoted);
+    json_decref(name);
     if (strcmp(c->format, "gguf"))
         text_add(t, "library_name: transformers\n");
     text_add(t, "---\n\n# %s, quantized\n\n", from);

@@ -2,6 +2,7 @@
 #include "export/export.h"
 
 #include <dirent.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -341,13 +342,19 @@ int export_opens(const char *path, int files, char *out, size_t cap)
 int export_target(const struct model *m, const char *format, const char *path, struct err *e)
 {
     const struct exporter *x = exporter_by_name(format, e);
-    char parent[4096];
+    char parent[4096], real[PATH_MAX];
     size_t n = strlen(path);
     const char *slash = strrchr(path, '/'), *last = slash ? slash + 1 : path;
-    if (!n || !strcmp(last, ".") || !strcmp(last, ".."))
-        return err_set(e, ERR_USAGE, "'%s': expected the name of a file or folder to write", path);
-    if (!x || (x->file ? check_file : check_target)(m, path, e) || (x->file && check_card(path, e)))
+    if (!x)
         return -1;
+    if (!n || !strcmp(last, ".") || !strcmp(last, "..") || (x->file && !*last))
+        return err_set(e, ERR_USAGE, "'%s': expected the name of a file or folder to write", path);
+    if ((x->file ? check_file : check_target)(m, path, e) || (x->file && check_card(path, e)))
+        return -1;
+    if (!x->file && realpath(path, real)) { /* a link to a folder stays, what it names is replaced */
+        path = real;
+        n = strlen(path);
+    }
     while (n > 1 && path[n - 1] == '/')
         n--;
     while (n && path[n - 1] != '/')
@@ -437,9 +444,9 @@ int export_model(const struct model *m, const char *format, const char *out_dir,
         return export_file(x, m, out_dir, o, log, bytes, e);
     if (export_target(m, format, out_dir, e))
         return -1;
-    file_sweep(out_dir);
     if (outdir_open(&out, out_dir, e))
         return -1;
+    file_sweep(out.path);
     warn_dropped(m, o, out_dir, log);
     int rc = x->write(m, out.tmp, o, log, e) || write_generation_config(m, out.tmp, e) ||
              ((m->tok || (m->ck && m->ck->container == CONTAINER_HF)) && tokenizer_write_hf(m->tok, m->ck, out.tmp, e)) || checksums_write(out.tmp, e) ||

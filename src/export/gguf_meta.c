@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/json.h"
 #include "export/gguf_out.h"
 #include "model/config.h"
 
@@ -67,8 +68,11 @@ static int put_name(struct meta *m)
 {
     const struct model *model = m->g->m;
     const char *name = json_string_value(json_object_get(model->config, "_name_or_path"));
-    const char *from = name && *name ? name : model->ck->path, *slash = strrchr(from, '/');
-    return put_text(m, "general.type", "model") || put_text(m, "general.name", slash ? slash + 1 : from) ? -1 : 0;
+    const char *slash = name ? strrchr(name, '/') : NULL;
+    json_t *text = json_path(slash ? slash + 1 : name && *name ? name : model->ck->name); /* a path may be any bytes */
+    int rc = !text ? err_nomem(m->e, "general.name", 0) : put_text(m, "general.type", "model") || put_text(m, "general.name", json_string_value(text)) ? -1 : 0;
+    json_decref(text);
+    return rc;
 }
 
 static int put_general(struct meta *m)

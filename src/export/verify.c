@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -172,10 +173,18 @@ int checksums_write(const char *dir, struct err *e)
     return rc;
 }
 
+/* model.safetensors, model-00001-of-00003.safetensors */
 static bool is_weights(const char *name)
 {
-    size_t n = strlen(name), k = strlen(".safetensors");
-    return n > k && !strncmp(name, "model", 5) && !strcmp(name + n - k, ".safetensors");
+    int at = -1, part, of;
+    return !strcmp(name, "model.safetensors") || (sscanf(name, "model-%5d-of-%5d.safetensors%n", &part, &of, &at) == 2 && at > 0 && !name[at]);
+}
+
+/* Is it one that d2q writes into a folder, `files` being the list of checksums? */
+static bool is_ours(const char *name, const json_t *files)
+{
+    return !strcmp(name, ".") || !strcmp(name, "..") || !strcmp(name, CHECKSUMS_FILE) || !strcmp(name, "README.md") || is_weights(name) ||
+           json_object_get(files, name);
 }
 
 int checksums_foreign(const char *dir, char *out, size_t cap, struct err *e)
@@ -190,8 +199,7 @@ int checksums_foreign(const char *dir, char *out, size_t cap, struct err *e)
     int found = 0;
     while (d && !found && (ent = readdir(d))) {
         const char *name = ent->d_name;
-        found = strcmp(name, ".") && strcmp(name, "..") && strcmp(name, CHECKSUMS_FILE) && strcmp(name, "README.md") && !is_weights(name) &&
-                !json_object_get(files, name);
+        found = !is_ours(name, files);
         snprintf(out, cap, "%s", name);
     }
     if (d)
@@ -213,7 +221,7 @@ static int fail(struct check *k, const char *name, const char *why, struct err *
 {
     if (json_array_size(k->failures) >= FAILURES_MAX)
         return 0;
-    return json_array_append_new(k->failures, json_pack("{ssss}", "tensor", name, "why", why)) ? err_nomem(e, "report", 64) : 0;
+    return json_array_append_new(k->failures, json_pack("{soso}", "tensor", json_path(name), "why", json_path(why))) ? err_nomem(e, "report", 64) : 0;
 }
 
 struct finite_job {
@@ -298,6 +306,20 @@ static int check_rest(struct check *k, struct err *e)
     return 0;
 }
 
+/* Files beside those recorded, which a loader might take (a chat template, a tokenizer); what begins with a dot nothing does. */
+static int check_new(struct check *k, struct err *e)
+{
+    DIR *d = k->files ? opendir(k->c->path) : NULL;
+    const struct dirent *ent;
+    int rc = 0;
+    while (d && !rc && (ent = readdir(d)))
+        if (*ent->d_name != '.' && !is_ours(ent->d_name, k->files))
+            rc = fail(k, ent->d_name, "is new: it has no checksum", e);
+    if (d)
+        closedir(d);
+    return rc;
+}
+
 /* As a model: configuration, names, shapes, tokenizer. One of another family is not judged. */
 static int check_model(struct check *k, struct err *e)
 {
@@ -321,7 +343,7 @@ static int check_all(struct check *k, const struct log *log, struct err *e)
             return -1;
         checkpoint_forget(k->c, p.data, p.size);
     }
-    return check_rest(k, e) || check_model(k, e) ? -1 : 0;
+    return check_rest(k, e) || check_new(k, e) || check_model(k, e) ? -1 : 0;
 }
 
 int verify_model(const char *path, const struct log *log, json_t **report, struct err *e)

@@ -9,6 +9,7 @@
 #include "io/checkpoint.h"
 
 #include <dirent.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -324,6 +325,22 @@ static int open_any(struct checkpoint *c, struct err *e)
                    containers[CONTAINER_HF].label, containers[CONTAINER_GGUF].label);
 }
 
+static const char *last_part(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+static int set_name(struct checkpoint *c, struct err *e)
+{
+    char real[PATH_MAX];
+    const char *name = last_part(c->path);
+    if ((!strcmp(name, ".") || !strcmp(name, "..")) && realpath(c->path, real))
+        name = last_part(real);
+    c->name = arena_strdup(&c->arena, name);
+    return c->name ? 0 : err_nomem(e, c->path, strlen(name));
+}
+
 int checkpoint_open(struct checkpoint **out, const char *path, struct err *e)
 {
     struct checkpoint *c = mem_zalloc(1, sizeof *c);
@@ -337,7 +354,7 @@ int checkpoint_open(struct checkpoint **out, const char *path, struct err *e)
     }
     for (size_t n = strlen(c->path); n > 1 && c->path[n - 1] == '/'; n--)
         c->path[n - 1] = 0;
-    if (open_any(c, e))
+    if (set_name(c, e) || open_any(c, e))
         goto fail;
     *out = c;
     return 0;

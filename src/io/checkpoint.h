@@ -20,6 +20,7 @@ enum container {
 struct checkpoint {
     enum container container;
     char *path;            /* as given, without a trailing slash */
+    const char *name;      /* its last part; where that is . or .., the folder's */
     struct arena arena;
     /* HF only */
     json_t *config;            /* config.json, an object */

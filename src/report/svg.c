@@ -34,6 +34,8 @@ void plot_open(struct plot *p, struct text *t, const char *label, double lo, dou
                         .n = n > 0 ? n : 1 };
     double step = 1;
     if (log) { /* within a decade or two also at 2 and 5 */
+        lo = lo < 1e-300 ? 1e-300 : lo; /* no decade that is 0 */
+        hi = hi < lo ? lo : hi;
         p->lo = pow(10, floor(log10(lo) + 1e-9));
         p->hi = pow(10, ceil(log10(hi) - 1e-9));
         for (double m = 5; m > 1; m -= 3) {
