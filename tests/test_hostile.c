@@ -489,6 +489,29 @@ static void regexes(void **state)
     check_refused(dir, open_tokenizer, "matches backwards");
 }
 
+/* A merge that makes an added token far beyond the model's rows: its score has no place. An eos_token_id that is one number ends text. */
+static void far_merge(void **state)
+{
+    (void)state;
+    struct checkpoint *c;
+    struct tokenizer *t;
+    struct gguf_writer w;
+    struct err e = { 0 };
+    store_text("config.json", "{\"eos_token_id\": 60000}");
+    store_header("model.safetensors", "{}", 0);
+    store_text("tokenizer_config.json", "{\"eos_token\": \"c\"}");
+    store_text("tokenizer.json", "{\"model\":{\"vocab\":{\"a\":0,\"b\":1,\"c\":2},\"merges\":[\"a b\"]},\"added_tokens\":[{\"id\":60000,\"content\":\"ab\"}],"
+               "\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\xe2\x96\x81\"}}");
+    if (checkpoint_open(&c, dir, &e) || tokenizer_load(&t, c, &e))
+        fail_msg("%s", e.msg);
+    assert_true(tokenizer_is_eog(t, 2) && tokenizer_is_eog(t, 60000) && !tokenizer_is_eog(t, 1));
+    gguf_writer_init(&w);
+    assert_int_equal(tokenizer_write_gguf(t, c, 3, &w, NULL, &e), 0);
+    gguf_writer_release(&w);
+    tokenizer_free(t);
+    checkpoint_free(c);
+}
+
 static void long_tokens(void **state)
 {
     (void)state;
@@ -534,7 +557,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(sizes_safetensors), TEST(sizes_gguf), TEST(sizes_kl),    TEST(overlap), TEST(billions),    TEST(json_bombs),
-        TEST(deep_json),         TEST(traversal),  TEST(links),       TEST(pipes),   TEST(regexes),     TEST(long_tokens),
+        TEST(deep_json),         TEST(traversal),  TEST(links),       TEST(pipes),   TEST(regexes),     TEST(far_merge),   TEST(long_tokens),
         TEST(many_added),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -103,8 +103,41 @@ static void test_slot(void **state)
     packed_slot_release(&slot);
 }
 
+/* An activation that is no number or infinite makes all products of its token that, and of no other: as stored, repacked, many tokens. */
+static void test_not_finite(void **state)
+{
+    (void)state;
+    enum { BYTES = OUT * IN / 32 * 18, N = 12 };
+    static uint8_t data[BYTES];
+    static float x[N * IN], y[N * OUT];
+    static const float bad[] = { NAN, INFINITY, -INFINITY };
+    for (int i = 0; i < BYTES; i++)
+        data[i] = i % 18 == 0 ? 0 : i % 18 == 1 ? 0x24 : (uint8_t)(i * 31 + i / 18);
+    const struct tensor w = { .name = "w", .type = DT_Q4_0, .n_dims = 2, .dim = { OUT, IN, 1, 1 }, .data = data, .size = BYTES };
+    for (int isa = 0; backend_isa_name(isa); isa++) {
+        if (!backend_isa_usable(isa))
+            continue;
+        assert_int_equal(backend_force(backend_isa_name(isa), NULL), 0);
+        struct packed_slot slot = { .of = data };
+        for (int use = 0; use < 40; use++) {
+            const int64_t n = use % 4 == 3 ? N : TOKENS, at = use * 29 % IN;
+            struct linear_part p = { &w, NULL, y, 0, use < 6 ? NULL : &slot };
+            for (int i = 0; i < N * IN; i++)
+                x[i] = sinf((float)i);
+            x[IN + at] = bad[use % 3];
+            assert_int_equal(op_linear_packed(&p, 1, x, n, NULL), 0);
+            for (int64_t i = 0; i < n * OUT; i++)
+                if (!isfinite(y[i]) != (i / OUT == 1))
+                    fail_msg("%s, use %d: product %lld is %g", backend_isa_name(isa), use, (long long)i, (double)y[i]);
+        }
+        packed_slot_release(&slot);
+    }
+    assert_int_equal(backend_force(NULL, NULL), 0);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_kernels), cmocka_unit_test(test_op), cmocka_unit_test(test_slot) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_kernels), cmocka_unit_test(test_op), cmocka_unit_test(test_slot),
+                                        cmocka_unit_test(test_not_finite) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -114,7 +114,11 @@ static void test_session(void **state)
     parts.stop_after = 15;
     assert_int_equal(session_generate(&s, NULL, 0, &o, hear, &parts, &st, &e), 0);
     assert_int_equal(parts.n, 15);
-    assert_memory_equal(whole.ids, parts.ids, 15 * sizeof *parts.ids);
+    assert_int_equal(st.n_new, 5);
+    parts.stop_after = 0; /* and goes on behind the token at which it was stopped */
+    assert_int_equal(session_generate(&s, NULL, 0, &o, hear, &parts, &st, &e), 0);
+    assert_int_equal(parts.n, 25);
+    assert_memory_equal(whole.ids, parts.ids, 25 * sizeof *parts.ids);
     s.kv.n = 0; /* nothing to begin with */
     assert_int_equal(session_generate(&s, NULL, 0, &o, hear, &parts, &st, &e), -1);
     s.kv.n = 0; /* full: the prompt fits, two more tokens do */

@@ -14,7 +14,7 @@
 #include "model/tokenizer.h"
 #include "scratch.h"
 
-static const char *const styles[] = { "gpt2", "prefix", "smollm", "llama3", "qwen2", "llama2", "metaspace_first", "metaspace_always" };
+static const char *const styles[] = { "gpt2", "prefix", "smollm", "llama3", "qwen2", "llama2", "llama2_normed", "metaspace_first", "metaspace_always" };
 #define N_STYLES (sizeof styles / sizeof *styles)
 
 /* As much of a checkpoint as a tokenizer needs. */

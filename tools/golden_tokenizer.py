@@ -61,6 +61,13 @@ def spm(metaspace=None):
     return Tokenizer.from_str(json.dumps(d))
 
 
+def spm_normed():
+    """Added tokens that are found in normalized text, where a space stands before them."""
+    tok = spm()
+    tok.add_tokens([AddedToken("<foo>"), AddedToken("<a b>"), AddedToken("<foo><bar>", rstrip=True)])
+    return tok
+
+
 BL = pre_tokenizers.ByteLevel
 STYLES = {
     "gpt2": lambda: byte_level(BL(add_prefix_space=False)),
@@ -72,9 +79,11 @@ STYLES = {
     "qwen2": lambda: byte_level(pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN2), "isolated"),
                                 BL(add_prefix_space=False, use_regex=False)]), normalizers.NFC()),
     "llama2": spm,
+    "llama2_normed": spm_normed,
     "metaspace_first": lambda: spm("first"),
     "metaspace_always": lambda: spm("always"),
 }
+MORE = {"llama2_normed": ["a <foo> b", "a<foo> b", "<foo>", "x <a b> y", " <foo> <foo><bar>\n\nz <foo>", "<s><foo></s> <foo>", "<|plain|><foo> <|plain|> <foo>", "日本 <foo>語"]}
 for name, make in STYLES.items():
     tok = make()
     folder = os.path.join(OUT, name)
@@ -82,7 +91,7 @@ for name, make in STYLES.items():
     tok.save(os.path.join(folder, "tokenizer.json"), pretty=False)
     with open(os.path.join(folder, "config.json"), "w") as f:
         json.dump({"model_type": "none"}, f)
-    cases = [{"text": t, "ids": tok.encode(t).ids, "decoded": tok.decode(tok.encode(t).ids)} for t in HARD]
+    cases = [{"text": t, "ids": tok.encode(t).ids, "decoded": tok.decode(tok.encode(t).ids)} for t in HARD + MORE.get(name, [])]
     with open(os.path.join(folder, "expected.json"), "w") as f:
         json.dump(cases, f, ensure_ascii=True, indent=0)
     print(name, tok.get_vocab_size())

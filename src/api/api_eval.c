@@ -122,6 +122,7 @@ struct answer {
     const d2q_generate_options *o;
     char *text;
     size_t n, cap;
+    bool failed; /* no memory */
 };
 
 static int emit(void *ud, int32_t id, const char *bytes, size_t n)
@@ -131,6 +132,7 @@ static int emit(void *ud, int32_t id, const char *bytes, size_t n)
     if (a->n + n + 1 > a->cap) {
         size_t cap = 2 * (a->n + n + 64);
         char *p = mem_grow(a->text, a->n, cap, 1);
+        a->failed = !p;
         if (!p)
             return 1;
         a->text = p;
@@ -149,7 +151,8 @@ int d2q_generate(d2q_model *dm, const d2q_generate_options *in, char **json, d2q
     struct session_options o = { .max_new = in->max_new, .seed = in->seed,
                                  .sample = { .temp = in->temp, .top_k = in->top_k, .top_p = in->top_p } };
     double t0 = log_now();
-    if (session_run(dm->m, in->prompt, strlen(in->prompt), &o, emit, &a, &st, &e)) {
+    int rc = session_run(dm->m, in->prompt, strlen(in->prompt), &o, emit, &a, &st, &e);
+    if (rc || (a.failed && err_nomem(&e, "text", a.cap))) {
         mem_free(a.text);
         return api_fail(err, &e);
     }

@@ -47,9 +47,11 @@ static int read_tokens(struct tokenizer *t, const struct gguf *g, struct err *e)
             return err_set(e, ERR_FORMAT, "%s: token %d is of type byte, expected a name like <0x0A>, found '%.20s'", t->what,
                            i, raw);
         if ((k->kind == TOKEN_SPECIAL || k->kind == TOKEN_ADDED) && s.n)
-            t->added[t->n_added++] = (struct added){ raw, s.n, i, k->kind == TOKEN_SPECIAL, false, false };
-        if (t->byte_level && k->kind == TOKEN_NORMAL && !raw_from_chars(raw, s.n, raw, &k->n))
-            k->n = s.n; /* not of the byte alphabet: never made by merging, but decodes as it stands */
+            t->added[t->n_added++] = (struct added){ raw, s.n, i, k->kind == TOKEN_SPECIAL, false, false, false };
+        if (t->byte_level && k->kind == TOKEN_NORMAL && !raw_from_chars(raw, s.n, raw, &k->n)) {
+            memcpy(raw, s.p, s.n); /* not of the byte alphabet: never made by merging, but decodes as it stands */
+            k->n = s.n;
+        }
     }
     return 0;
 }
@@ -233,7 +235,14 @@ int tokenizer_from_gguf(struct tokenizer *t, const struct checkpoint *c, struct 
         read_flag(t, g, "tokenizer.ggml.add_eos_token", &t->add_eos, e) ||
         read_flag(t, g, "tokenizer.ggml.add_space_prefix", spm ? &t->space_prefix : &t->add_prefix_space, e))
         return -1;
-    if (tokenizer_finish(t, e) || (spm ? read_scores(t, g, e) : read_merges(t, g, e)))
+    int32_t eot = -1, eom = -1; /* end a turn as eos does */
+    if (read_id(t, g, "tokenizer.ggml.eot_token_id", &eot, e) || read_id(t, g, "tokenizer.ggml.eom_token_id", &eom, e) || tokenizer_finish(t, e))
+        return -1;
+    if (eot >= 0 && eot < t->n)
+        t->eog[eot] = 1;
+    if (eom >= 0 && eom < t->n)
+        t->eog[eom] = 1;
+    if ((spm ? read_scores(t, g, e) : read_merges(t, g, e)))
         return -1;
     found = gguf_string(g, "tokenizer.chat_template", &text, e);
     if (found > 0 && !(t->chat_template = arena_strndup(&t->arena, text.p, text.n)))

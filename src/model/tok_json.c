@@ -78,8 +78,10 @@ static int set_token(struct tokenizer *t, int32_t id, const char *s, size_t n, e
     if (!raw)
         return err_nomem(e, t->what, n);
     *k = (struct token){ raw, n, kind, 0 };
-    if (kind == TOKEN_NORMAL && t->byte_level && !raw_from_chars(s, n, raw, &k->n))
+    if (kind == TOKEN_NORMAL && t->byte_level && !raw_from_chars(s, n, raw, &k->n)) { /* stands as it is */
+        memcpy(raw, s, n);
         k->n = n;
+    }
     if (kind == TOKEN_NORMAL && t->byte_fallback && byte_name(s, n, &k->byte))
         k->kind = TOKEN_BYTE;
     return 0;
@@ -108,7 +110,7 @@ static int read_vocab(struct tokenizer *t, const json_t *vocab, const json_t *ad
             continue;
         if (set_token(t, id, json_string_value(c), n, special ? TOKEN_SPECIAL : TOKEN_ADDED, e))
             return -1;
-        t->added[t->n_added++] = (struct added){ t->tokens[id].raw, n, id, special, flag(v, "lstrip"), flag(v, "rstrip") };
+        t->added[t->n_added++] = (struct added){ t->tokens[id].raw, n, id, special, flag(v, "lstrip"), flag(v, "rstrip"), flag(v, "normalized") };
     }
     return 0;
 }
@@ -390,8 +392,10 @@ static int read_config(struct tokenizer *t, const struct checkpoint *c, struct e
             rc = err_nomem(e, "chat template", n);
     }
     const json_t *eos = json_object_get(c->generation_config ? c->generation_config : c->config, "eos_token_id");
-    if (t->eos < 0 && json_is_integer(eos) && json_integer_value(eos) >= 0 && json_integer_value(eos) < t->n)
-        t->eos = (int32_t)json_integer_value(eos);
+    if (json_is_integer(eos) && json_integer_value(eos) >= 0 && json_integer_value(eos) < t->n) {
+        t->eog[json_integer_value(eos)] = 1;
+        t->eos = t->eos < 0 ? (int32_t)json_integer_value(eos) : t->eos;
+    }
     if (t->eos >= 0)
         t->eog[t->eos] = 1;
     json_array_foreach(eos, i, v)
@@ -423,7 +427,7 @@ static int read_all(struct tokenizer *t, const json_t *root, const struct checkp
     t->ignore_merges = flag(model, "ignore_merges");
     if (read_vocab(t, vocab, added, e) || tokenizer_finish(t, e) ||
         read_merges(t, json_object_get(model, "merges"), e) ||
-        read_normalizer(t, json_object_get(root, "normalizer"), e) || read_pre(t, pre, e) ||
+        read_normalizer(t, json_object_get(root, "normalizer"), e) || (t->space_marker && tokenizer_normalize_added(t, e)) || read_pre(t, pre, e) ||
         read_post(t, json_object_get(root, "post_processor"), e))
         return -1;
     if (!t->byte_level && !t->space_marker)

@@ -91,7 +91,8 @@ static int put_scores(const struct tokenizer *t, int64_t n_tokens, const struct 
     for (int64_t i = 0; i < n_tokens; i++)
         score[i] = i < t->n && t->tokens[i].kind == TOKEN_NORMAL ? -(float)n : 0;
     for (size_t i = n; i-- > 0;)
-        score[m[i].id] = -(float)i;
+        if (m[i].id < n_tokens) /* a merge may make an added token that the model has no row for */
+            score[m[i].id] = -(float)i;
     return gguf_put_array(w, "tokenizer.ggml.scores", GGUF_F32, score, (uint64_t)n_tokens, e);
 }
 
@@ -135,6 +136,8 @@ static void warn(const struct tokenizer *t, int64_t n_vocab, const struct log *l
                  (long long)n_vocab);
     if (t->nfc)
         log_warn(log, "GGUF has no key for Unicode normalization (NFC): text that is not normalized gets other tokens there");
+    if (t->n_normed)
+        log_warn(log, "llama.cpp finds added tokens such as %.40s wherever they stand, this tokenizer behind a space only", t->normed[0].text);
     if (t->byte_level && t->add_prefix_space)
         log_warn(log, "llama.cpp puts no space in front of a text with byte-level tokens, this tokenizer does");
     if (t->space_prefix && t->prefix_if_missing)

@@ -141,7 +141,13 @@ struct encoder {
     const struct tokenizer *t;
     struct bpe_scratch scratch;
     struct token_list *out;
+    bool specials;
 };
+
+static bool is_space(char c)
+{
+    return c == ' ' || (c >= '\t' && c <= '\r');
+}
 
 static int encode_word(void *ud, const char *s, size_t n, struct err *e)
 {
@@ -169,6 +175,30 @@ static char *mark_spaces(const char *s, size_t n, bool prefix, size_t *out_n)
         }
     *out_n = k;
     return p;
+}
+
+int tokenizer_normalize_added(struct tokenizer *t, struct err *e)
+{
+    size_t kept = 0;
+    t->normed = arena_alloc(&t->arena, t->n_added + 1, sizeof *t->normed);
+    if (!t->normed)
+        return err_nomem(e, t->what, t->n_added * sizeof *t->normed);
+    for (size_t i = 0; i < t->n_added; i++) {
+        struct added a = t->added[i];
+        if (!a.normalized) {
+            t->added[kept++] = a;
+            continue;
+        }
+        char *marked = mark_spaces(a.text, a.n, t->space_prefix, &a.n);
+        a.text = marked ? arena_strndup(&t->arena, marked, a.n) : NULL;
+        mem_free(marked);
+        if (!a.text)
+            return err_nomem(e, t->what, a.n);
+        t->normed[t->n_normed++] = a;
+    }
+    t->n_added = kept;
+    qsort(t->normed, t->n_normed, sizeof *t->normed, longer);
+    return 0;
 }
 
 /* Valid UTF-8 text between added tokens and invalid bytes. */
@@ -202,6 +232,39 @@ static int encode_bytes(struct encoder *en, const char *s, size_t n, struct err 
     return 0;
 }
 
+/* The first of list (longest first) that stands at s. */
+static const struct added *match(const struct added *list, size_t n_list, const char *s, size_t n, bool specials)
+{
+    for (size_t i = 0; i < n_list; i++)
+        if ((specials || !list[i].special) && list[i].n <= n && !memcmp(list[i].text, s, list[i].n))
+            return &list[i];
+    return NULL;
+}
+
+/* A piece as the normalizer leaves it: the tokens that stand in such text are cut out. */
+static int encode_marked(struct encoder *en, const char *s, size_t n, struct err *e)
+{
+    const struct tokenizer *t = en->t;
+    size_t from = 0, i = 0;
+    while (t->n_normed && i < n) {
+        const struct added *a = match(t->normed, t->n_normed, s + i, n - i, en->specials);
+        if (!a) {
+            i++;
+            continue;
+        }
+        size_t end = i;
+        while (a->lstrip && end > from && is_space(s[end - 1]))
+            end--;
+        if (encode_bytes(en, s + from, end - from, e) || token_list_add(en->out, a->id, e))
+            return -1;
+        i += a->n;
+        while (a->rstrip && i < n && is_space(s[i]))
+            i++;
+        from = i;
+    }
+    return from < n ? encode_bytes(en, s + from, n - from, e) : 0;
+}
+
 /* A piece of text between added tokens; first: it begins the whole text. */
 static int encode_piece(struct encoder *en, const char *s, size_t n, bool first, struct err *e)
 {
@@ -225,7 +288,7 @@ static int encode_piece(struct encoder *en, const char *s, size_t n, bool first,
     }
     if (!p)
         return err_nomem(e, "text", 3 * n);
-    int rc = encode_bytes(en, p, len, e);
+    int rc = encode_marked(en, p, len, e);
     mem_free(p);
     return rc;
 }
@@ -235,21 +298,13 @@ static const struct added *added_at(const struct tokenizer *t, const char *s, si
 {
     if (!t->added_first[(uint8_t)s[0]])
         return NULL;
-    for (size_t i = 0; i < t->n_added; i++)
-        if ((specials || !t->added[i].special) && t->added[i].n <= n && !memcmp(t->added[i].text, s, t->added[i].n))
-            return &t->added[i];
-    return NULL;
-}
-
-static bool is_space(char c)
-{
-    return c == ' ' || (c >= '\t' && c <= '\r');
+    return match(t->added, t->n_added, s, n, specials);
 }
 
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, bool add_bos, bool specials,
                      struct token_list *out, struct err *e)
 {
-    struct encoder en = { .t = t, .out = out };
+    struct encoder en = { .t = t, .out = out, .specials = specials };
     int rc = 0;
     if (add_bos && t->add_bos && t->bos >= 0)
         rc = token_list_add(out, t->bos, e);
@@ -294,12 +349,20 @@ size_t tokenizer_piece(const struct tokenizer *t, int32_t id, bool show_special,
         return 0;
     if (k->kind == TOKEN_BYTE)
         return put(buf, cap, 0, (const char *)&k->byte, 1);
-    if (!t->space_marker || k->kind != TOKEN_NORMAL)
-        return put(buf, cap, 0, k->raw, k->n);
-    size_t at = 0;
-    for (size_t i = 0; i < k->n;) {
-        bool space = k->n - i >= 3 && !memcmp(k->raw + i, marker, 3);
-        at = put(buf, cap, at, space ? " " : k->raw + i, 1);
+    const char *s = k->raw;
+    size_t n = k->n, at = 0;
+    bool marked = t->space_marker && k->kind == TOKEN_NORMAL;
+    for (size_t i = 0; i < t->n_normed && k->kind != TOKEN_NORMAL && !marked; i++)
+        if (t->normed[i].id == id) { /* as it stands in normalized text, like the package tokenizers (0.23) */
+            s = t->normed[i].text;
+            n = t->normed[i].n;
+            marked = true;
+        }
+    if (!marked)
+        return put(buf, cap, 0, s, n);
+    for (size_t i = 0; i < n;) {
+        bool space = n - i >= 3 && !memcmp(s + i, marker, 3);
+        at = put(buf, cap, at, space ? " " : s + i, 1);
         i += space ? 3 : 1;
     }
     return at;

@@ -46,6 +46,7 @@ struct added {
     size_t n;
     int32_t id;
     bool special, lstrip, rstrip;
+    bool normalized; /* stands in the text as the normalizer leaves it */
 };
 
 enum pre_kind { PRE_SPLIT, PRE_REMOVE };
@@ -60,6 +61,8 @@ struct tokenizer {
     struct added *added; /* sorted by length, longest first */
     size_t n_added;
     uint8_t added_first[256]; /* bytes that an added token may begin with */
+    struct added *normed;     /* those with `normalized` where the normalizer marks spaces, text as it leaves it; longest first */
+    size_t n_normed;
     bool byte_level, ignore_merges, byte_fallback, nfc, add_bos, add_eos;
     bool space_marker;        /* " " becomes U+2581 (SentencePiece) */
     bool space_prefix;        /* a text piece gets U+2581 in front */
@@ -122,6 +125,8 @@ size_t byte_char(uint8_t byte, char out[2]);
 bool raw_from_chars(const char *s, size_t n, char *out, size_t *out_n);
 /* "<0xAB>": the name of a byte token. */
 bool byte_name(const char *s, size_t n, uint8_t *byte);
+/* After the normalizer is known: fills t->normed, which takes its tokens from t->added. */
+int tokenizer_normalize_added(struct tokenizer *t, struct err *e);
 /* After tokens[] are set: maps, byte ids, eog. */
 int tokenizer_finish(struct tokenizer *t, struct err *e);
 int tokenizer_from_json(struct tokenizer *t, const struct checkpoint *c, struct err *e);

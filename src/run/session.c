@@ -74,15 +74,14 @@ int session_generate(struct session *s, const int32_t *ids, int64_t n, const str
         size_t len = 0;
         if (tok && id < tokenizer_n_vocab(tok))
             len = tokenizer_piece(tok, id, false, piece, sizeof piece);
-        if (emit && emit(ud, id, piece, len < sizeof piece ? len : sizeof piece))
-            break;
-        if (s->kv.n == s->kv.cap) { /* full: the text ends with this token */
+        bool stop = (emit && emit(ud, id, piece, len < sizeof piece ? len : sizeof piece)) || s->kv.n == s->kv.cap; /* full: it ends here */
+        /* the last token is run too, so that a further call goes on after it */
+        if (s->kv.n < s->kv.cap && kv_forward(s->m, &s->kv, &id, 1, false, s->logits, e))
+            return -1;
+        if (stop) {
             st->n_new++;
             break;
         }
-        /* the last token is run too, so that a further call goes on after it */
-        if (kv_forward(s->m, &s->kv, &id, 1, false, s->logits, e))
-            return -1;
     }
     st->decode_seconds = log_now() - start;
     return 0;

@@ -516,6 +516,9 @@ INLINE void quantize_half(const float *x, int64_t n, struct packed_chunk *c, int
     float d = max / 127, inv = d > 0 ? 1 / d : 0;
     if (!(inv <= 3e38f))
         d = inv = 0;
+    /* 0 x is NaN where x is no number or infinite, and so are the products then */
+    const __m512 none = _mm512_setzero_ps();
+    d += _mm512_reduce_add_ps(_mm512_add_ps(_mm512_mul_ps(v0, none), _mm512_mul_ps(v1, none)));
     __m128i q0 = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(v0, _mm512_set1_ps(inv))));
     __m128i q1 = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(v1, _mm512_set1_ps(inv))));
     __m256i q = _mm256_inserti128_si256(_mm256_castsi128_si256(q0), q1, 1);

@@ -278,15 +278,18 @@ FLOATS(bf16, bf16_to_f32)
 
 static void quantize_half(const float *x, int n, struct packed_chunk *c, int half)
 {
-    float max = 0;
-    for (int j = 0; j < n; j++)
+    float max = 0, zero = 0; /* zero: NaN if one of them is no number or infinite */
+    for (int j = 0; j < n; j++) {
         max = fabsf(x[j]) > max ? fabsf(x[j]) : max;
+        zero += x[j] * 0;
+    }
     float d = max / 127, inv = d > 0 ? 1 / d : 0;
     if (!(inv <= 3e38f)) /* subnormal: nothing of it survives */
         d = inv = 0;
+    d += zero; /* then so are the products */
     int8_t *q = c->q + 32 * half;
     for (int j = 0; j < n; j++) {
-        float v = x[j] * inv;
+        float v = zero == 0 ? x[j] * inv : 0;
         q[j] = (int8_t)(v + (v < 0 ? -0.5f : 0.5f));
     }
     for (int l = 0; l < 8; l++) {
