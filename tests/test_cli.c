@@ -200,6 +200,7 @@ static void test_failures(void **state)
         { "quantize " LLAMA " -o x --calib /no/such/text -q", "/no/such/text" },
         { "quantize tests/fixtures/models/qwen2 -o x -q --dac on", "--dac off" },
         { "inspect " LLAMA " --tensor nothing", "nothing" },
+        { "eval tests/fixtures/models/qwen2 --ppl " TEXT " --protocol gptq --ctx 3 --save-base x", "x: holds windows of 4 tokens or more, found 3" },
         { "quantize " LLAMA " -o tests/. --method rtn -q", "'tests/.': expected the name of a file or folder" },
         { "quantize " LLAMA " -o README.md --method rtn -q", "README.md: exists, but cannot be replaced by a folder" },
         { "quantize " LLAMA " -o /no/such/x --format gguf --format hf --method rtn -q", "/no/such/x: cannot be written" },

@@ -161,6 +161,11 @@ static void through_a_file(void **state)
     run_kl(m, &from, NULL, 0, &r2, &k2);
     assert_true(r2.tokens == r.tokens && r2.nll == r.nll);
     assert_true(fabs(k2.kl.mean - k.kl.mean) < 1.3e-4 && fabs(k2.nll_ref - k.nll_ref) < 1.3e-4);
+    struct tokenizer *tok = m->tok;
+    m->tok = NULL;
+    assert_int_equal(eval_kl(m, NULL, 0, &from, NULL, &r2, &k2, &e), -1); /* did a start token stand before the stored ones? */
+    assert_non_null(strstr(e.msg, "has no tokenizer"));
+    m->tok = tok;
     run_kl(m, &from, text, n, &r2, &k2);
     assert_int_equal(eval_kl(m, text + 5, n - 5, &from, NULL, &r2, &k2, &e), -1); /* another text */
     from.e.protocol = PROTOCOL_GPTQ;

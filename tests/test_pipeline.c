@@ -471,6 +471,15 @@ static void test_options(void **state)
     o = options("gptq", "default", 2, 128);
     o.dsq = true;
     assert_int_equal(quant_options_check(&o, &e), -1);
+    o = options("gptaq", "default", 2, 128);
+    assert_int_equal(quant_options_check(&o, &e), 0);
+    o.sweeps = 1;
+    assert_int_equal(quant_options_check(&o, &e), -1);
+    o = options("gptq", "default", 3, 272);
+    o.grid = GRID_portable;
+    assert_int_equal(quant_options_check(&o, &e), -1);
+    o.group = 512;
+    assert_int_equal(quant_options_check(&o, &e), 0);
 }
 
 static int cancel_at_half(void *ud, enum log_kind kind, const char *text, double done, double total)
@@ -532,6 +541,7 @@ static void test_calibration_files(void **state)
         { "docs.jsonl", "{\"text\": \"first document\"}\n\n{\"text\": \"second document, a little longer\"}\n", 1 },
         { "chat.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"hi there\"}, {\"role\": \"assistant\", "
                         "\"content\": \"good day to you\"}]}\n", 1 },
+        { "mark.jsonl", "\xef\xbb\xbf\n {\"text\": \"behind a byte order mark\"}\n", 1 },
         { "brace.txt", "{ not JSON, so plain text that begins with a brace", 1 },
         { "bad.jsonl", "{\"text\": \"fine\"}\n{\"text\": 7}\n", -1 },
         { "cut.jsonl", "{\"text\": \"fine\"}\n{\"text\": \"cut\n", -1 },
@@ -555,6 +565,12 @@ static void test_calibration_files(void **state)
             fail_msg("%s: %s", files[k].name, e.msg);
         assert_int_equal(c.n, files[k].n);
         assert_true(calib_tokens(&c) > 3 && calib_tokens(&c) < 256);
+        char *text;
+        size_t n;
+        assert_int_equal(tokenizer_decode(m->tok, c.ids, calib_tokens(&c), false, &text, &n, &e), 0);
+        if (strstr(files[k].name, ".jsonl") && strstr(text, "\""))
+            fail_msg("%s: calibrated on its syntax: %s", files[k].name, text);
+        mem_free(text);
         calib_release(&c);
     }
     model_free(m);

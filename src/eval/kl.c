@@ -282,6 +282,9 @@ static int base_windows(const struct model *m, const char *text, size_t n_text, 
     struct windows stored;
     if (!text && o->e.protocol != PROTOCOL_LLAMA)
         return err_set(e, ERR_USAGE, "%s: its own tokens are compared by protocol llama; protocol gptq needs the text", b->map.path);
+    if (!m->tok)
+        return err_set(e, ERR_USAGE, "%s: has no tokenizer, so it is not known whether the predictions in %s follow a start token", m->ck->path,
+                       b->map.path);
     if (windows_storable(m, o->e.protocol, b->map.path, e))
         return -1;
     if (o->save)

@@ -59,7 +59,7 @@ static int read_header(struct kl_base *b, struct err *e)
         return -1;
     if (memcmp(p, magic, sizeof magic))
         return err_set(e, ERR_FORMAT, "%s: is not a file of log probabilities (it does not begin with _logits_)", c.what);
-    if (read_count(&c, "window", 4, &b->window, e) || read_count(&c, "size of the vocabulary", 1, &b->n_vocab, e) ||
+    if (read_count(&c, "window", KL_BASE_WINDOW, &b->window, e) || read_count(&c, "size of the vocabulary", 1, &b->n_vocab, e) ||
         read_count(&c, "number of windows", 1, &b->n, e))
         return -1;
     b->rows = b->window - 1 - b->window / 2;
@@ -137,6 +137,8 @@ int kl_base_create(struct kl_base_writer *w, const char *path, const struct wind
 {
     const int32_t counts[3] = { (int32_t)win->size, (int32_t)n_vocab, (int32_t)win->n };
     memset(w, 0, sizeof *w);
+    if (win->size < KL_BASE_WINDOW)
+        return err_set(e, ERR_USAGE, "%s: holds windows of %d tokens or more, found %lld", path, KL_BASE_WINDOW, (long long)win->size);
     w->n_vocab = n_vocab;
     w->row_bytes = row_bytes(n_vocab);
     w->tile = tile;

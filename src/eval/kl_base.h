@@ -13,6 +13,7 @@
 #include "base/file.h"
 #include "eval/windows.h"
 
+#define KL_BASE_WINDOW 4       /* tokens at least */
 #define KL_BASE_FLOOR (-16.0f) /* llama-perplexity leaves log p at or below this out of its sums */
 
 struct kl_base {

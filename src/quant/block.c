@@ -410,7 +410,14 @@ static int finish(struct block *b, struct part *p, const struct stats *st, struc
     return rc;
 }
 
-/* why: NULL, or how the statistics or the factor failed numerically, and with them every matrix. */
+static bool stays_float(const struct block *b, enum role role)
+{
+    struct grid g;
+    quant_grid(b->run->o, b->index, role, role_cols(&b->run->m->hp, role), &g);
+    return g.kind == KIND_FLOAT;
+}
+
+/* why: NULL, or how the statistics or the factor failed numerically, and with them every matrix that needs them. */
 static int solve_all(struct block *b, enum role first, int n, const struct stats *st, const struct shared *s, const struct err *why,
                      struct err *e)
 {
@@ -420,7 +427,9 @@ static int solve_all(struct block *b, enum role first, int n, const struct stats
     for (int i = 0; !rc && i < n; i++) {
         p[i].role = (enum role)(first + i);
         p[i].rec = record(b, p[i].role);
-        if (why)
+        if (stays_float(b, p[i].role))
+            rc = part_begin(b, p + i, NULL, NULL, NULL, NULL, e);
+        else if (why)
             rc = part_failed(p + i, why);
         else if (part_begin(b, p + i, st, f, s->moved[i], s->asym, e))
             rc = part_failed(p + i, e);
@@ -440,7 +449,11 @@ int block_solve(struct block *b, enum role first, int n, struct stats *st, struc
     struct err why = { 0 };
     double t0 = log_now();
     int failed = 0;
+    bool needs_stats = false;
     b->norm_scale = NULL;
+    for (int i = 0; i < n; i++)
+        needs_stats |= !stays_float(b, (enum role)(first + i));
+    st = needs_stats ? st : NULL;
     arena_forget(&r->arena);
     arena_forget(&r->m->arena);
     if (st)

@@ -5,6 +5,7 @@
 
 #include "backend/linalg.h"
 #include "base/par.h"
+#include "quant/stats.h"
 
 int boa_init(struct boa *b, const struct hparams *hp, struct err *e)
 {
@@ -132,6 +133,7 @@ int boa_add(struct boa *b, const struct model *m, const struct layer *l, struct 
     if (!c)
         return err_nomem(e, "attention-aware Hessians", (size_t)(d * d) * sizeof *c);
     mean_turns(b, m->inv_freq, n);
+    b->n += n;
     int rc = fwd_qkv(m, l, x, n, f->pos, f->q, f->k, f->v, e);
     for (int64_t g = 0; !rc && g < b->n_kv; g++) {
         covariance(f->k, b->n_kv * d, g, 1, n, d, c);
@@ -226,6 +228,8 @@ static int solve_values(const struct boa *b, const struct solve_in *in, const st
     for (int64_t g = 0; !rc && g < b->n_kv; g++) {
         memcpy(h, b->col_v + g * d * d, (size_t)(d * d) * sizeof *h);
         la_symmetrize(d, h);
+        for (int64_t i = 0; i < d; i++)
+            h[i * d + i] *= shrink_growth(o->shrink, d, b->n); /* as stats_shrink does */
         rc = factor_init(&f, h, d, o->damp, o->order, in->name, log, e);
         part.w = in->w + g * hd * d;
         part.n_out = hd;

@@ -17,7 +17,7 @@ struct boa {
     float *row_q, *row_k; /* (n_kv, head_dim, head_dim); the query heads of a group have one row_q */
     float *col_v;         /* (n_kv, d, d) */
     double *turn;         /* (4, head_dim/2, head_dim/2): of n_turn positions, see mean_turns */
-    int64_t n_turn;
+    int64_t n_turn, n;    /* n: tokens of all sequences */
     struct arena arena;
 };
 

@@ -128,8 +128,12 @@ static int read_jsonl(struct text *t, const char *buf, size_t n, const char *pat
 
 static bool is_jsonl(const char *buf, size_t n)
 {
-    const char *end = memchr(buf, '\n', n);
     json_t *doc = NULL;
+    while (n > 0 && strchr(" \t\r\n", *buf) && *buf) {
+        buf++;
+        n--;
+    }
+    const char *end = memchr(buf, '\n', n);
     if (n == 0 || buf[0] != '{')
         return false;
     json_from_text(buf, end ? (size_t)(end - buf) : n, &doc, NULL);
@@ -150,7 +154,10 @@ int calib_from_file(struct calib *c, const struct model *m, const char *path, in
         return err_set(e, ERR_UNSUPPORTED, "%s: has no tokenizer (of a folder tokenizer.json is read), so calibration text cannot be read", m->ck->path);
     if (file_read(path, MAX_TEXT, &buf, &size, e))
         return -1;
-    int rc = is_jsonl(buf, size) ? read_jsonl(&t, buf, size, path, e) : text_add(&t, buf, size, e);
+    size_t mark = size >= 3 && !memcmp(buf, "\xef\xbb\xbf", 3) ? 3 : 0; /* a byte order mark is no text */
+    const char *text = buf + mark;
+    size -= mark;
+    int rc = is_jsonl(text, size) ? read_jsonl(&t, text, size, path, e) : text_add(&t, text, size, e);
     rc = rc || tokenizer_encode(m->tok, t.p ? t.p : "", t.n, true, false, &ids, e);
     if (!rc && ids.n < 2)
         rc = err_set(e, ERR_FORMAT, "%s: calibration text has %zu tokens, expected at least 2", path, ids.n);

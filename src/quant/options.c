@@ -57,7 +57,7 @@ static int check_grid(const struct quant_options *o, enum grid_id grid, struct e
 {
     if (grid_table[grid].type == DT_QMAT && (o->bits < 2 || o->bits > 4))
         return err_set(e, ERR_USAGE, "bits: expected 2, 3 or 4, found %d", o->bits);
-    if (grid == GRID_portable && (o->bits > 3 || o->group <= 0 || o->group % 16 || (o->group < 256 && 256 % o->group)))
+    if (grid == GRID_portable && (o->bits > 3 || o->group <= 0 || o->group % 16 || (o->group < 256 ? 256 % o->group : o->group % 256)))
         return err_set(e, ERR_USAGE, "grid portable: expected 2 or 3 bits and a group of 16, 32, 64, 128 or a multiple of 256, "
                        "found %d bits and group %d", o->bits, o->group);
     return 0;
@@ -88,6 +88,9 @@ int quant_options_check(const struct quant_options *o, struct err *e)
     if (!method_table[o->method].needs_calib && (o->alpha > 0 || o->beta > 0 || o->sweeps || o->shrink > 0 || o->order == ORDER_ACT))
         return err_set(e, ERR_USAGE, "method %s has no calibration text: propagate, sweeps, shrink and order act are of methods that have",
                        method_table[o->method].name);
+    if (o->method == METHOD_gptaq && (o->sweeps || o->beta > 0))
+        return err_set(e, ERR_USAGE, "method gptaq: its term is part of the solve, which sweeps would undo, and has one share: expected no sweeps "
+                       "and propagate A,0");
     if (o->method != METHOD_d2quant && (o->dsq || o->dsq_norms || o->dac))
         return err_set(e, ERR_USAGE, "dsq and dac belong to method d2quant");
     return 0;

@@ -82,6 +82,8 @@ static uint64_t stage_bytes(const struct model *m, const struct quant_options *o
         uint64_t aiming = with_float ? shape_stats_bytes(o, true, &s) + dd * 8 : 0;
         uint64_t solving = dd * (o->method == METHOD_gptaq ? 20 : 16); /* D, the factor and three of the like for its term */
         uint64_t bytes = (aiming > solving ? aiming : solving) + (uint64_t)(s.n_out * s.d * (with_float ? s.matrices + 1 : 2)) * 4;
+        if (o->method == METHOD_boa && i == 0) /* H_col of each head of v, and a copy */
+            bytes += (uint64_t)(m->hp.n_head_kv + 1) * dd * 4;
         if (o->dsq_norms && s.matrices > 1) /* DSQ's values of all of them */
             bytes += (uint64_t)(s.n_out * s.d * s.matrices) * 4;
         if (bytes > worst)

@@ -165,9 +165,14 @@ int stats_add(struct stats *s, const float *xq, const float *xf, const float *rq
     return ok ? 0 : err_nomem(e, "calibration statistics", (size_t)(n * (2 * d + m)) * sizeof *k.x);
 }
 
+float shrink_growth(double c, int64_t d, int64_t n)
+{
+    return (float)(1 + c * (double)d / (double)(n ? n : 1));
+}
+
 void stats_shrink(struct stats *s, double c)
 {
-    float grow = (float)(1 + c * (double)s->d / (double)(s->n ? s->n : 1));
+    float grow = shrink_growth(c, s->d, s->n);
     for (int64_t i = 0; i < s->d; i++)
         s->h[i * s->d + i] *= grow;
 }

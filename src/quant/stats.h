@@ -46,6 +46,8 @@ int stats_finish(struct stats *s, const char *name, struct err *e);
 /* After stats_finish: H towards its diagonal, which grows by the share c d / n: what so few tokens say of pairs of inputs is in good part
  * luck, the more so the more inputs there are for each token, and the solver's feedback would follow it. */
 void stats_shrink(struct stats *s, double c);
+/* By what the diagonal of d inputs' statistics of n tokens grows. */
+float shrink_growth(double c, int64_t d, int64_t n);
 /* As if x~ had been x~ + mu throughout (mu (d)); with PATH_D, before stats_finish. */
 void stats_shift(struct stats *s, const float *mu);
 
