@@ -51,8 +51,8 @@ int d2q_choose_types(d2q_model *dm, const d2q_quantize_options *in, uint64_t byt
     struct err e;
     uint64_t used = 0;
     double t0 = log_now(), loss = 0;
-    int rc = api_quant_options(in, dm->m, &o, &e) || budget(dm->m, &o, bytes, bpw, &t, &e) || quant_check_weights(dm->m, &e) || sample(dm->m, in, &log, &c, &e) ||
-             quant_mix(dm->m, &o, &c, &t, &log, &used, &loss, &e);
+    int rc = api_quant_options(in, dm->m, &o, &e) || budget(dm->m, &o, bytes, bpw, &t, &e) || quant_check_weights(dm->m, &e) ||
+             sample(dm->m, in, &log, &c, &e) || quant_mix(dm->m, &o, &c, &t, &log, &used, &loss, &e);
     calib_release(&c);
     if (rc)
         return api_fail(err, &e);

@@ -242,7 +242,7 @@ int tokenizer_from_gguf(struct tokenizer *t, const struct checkpoint *c, struct 
         t->eog[eot] = 1;
     if (eom >= 0 && eom < t->n)
         t->eog[eom] = 1;
-    if ((spm ? read_scores(t, g, e) : read_merges(t, g, e)))
+    if (spm ? read_scores(t, g, e) : read_merges(t, g, e))
         return -1;
     found = gguf_string(g, "tokenizer.chat_template", &text, e);
     if (found > 0 && !(t->chat_template = arena_strndup(&t->arena, text.p, text.n)))
