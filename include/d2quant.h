@@ -73,7 +73,8 @@ D2Q_API int d2q_inspect(d2q_model *m, const char *tensor, char **json, d2q_error
  * "tensors", "checksums", "files", "bytes", "has_checksums", "failures": [{"tensor", "why"}]}; no failures: it is whole. */
 D2Q_API int d2q_verify(const char *path, d2q_log_fn log, void *log_ud, char **json, d2q_error *err);
 
-/* Every tensor of a against b's: types, |a - b| / |a| (Frobenius), largest difference. Models of one shape, in any containers. */
+/* Every tensor of a against b's: types, |a - b| / |a| (Frobenius), largest difference (both null where values are not
+ * finite). Models of one shape, in any containers. */
 D2Q_API int d2q_diff(d2q_model *a, d2q_model *b, char **json, d2q_error *err);
 
 /* ---- quantizing ------------------------------------------------------------------ */

@@ -636,6 +636,10 @@ static void folders_in_the_way(void **state)
     export_ok(m = open_model(MODELS "llama"), "hf", scratch_path(dir, "a"), NULL);
     model_free(m);
     m = open_model(scratch_path(dir, "a"));
+    assert_int_equal(symlink("/etc/passwd", scratch_path(dir, "a/merges.txt")), 0);
+    assert_int_equal(export_check(m, "hf", NULL, NULL, &e), -1); /* before the work */
+    assert_non_null(strstr(e.msg, "outside of its folder"));
+    assert_int_equal(unlink(scratch_path(dir, "a/merges.txt")) || export_check(m, "hf", NULL, NULL, &e), 0);
     assert_int_equal(export_model(m, "hf", scratch_path(dir, "a"), NULL, NULL, NULL, &e), -1);
     assert_non_null(strstr(e.msg, "is read from"));
     export_ok(m, "gguf", scratch_path(dir, "a/m.gguf"), NULL);

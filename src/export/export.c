@@ -279,7 +279,7 @@ int export_check(const struct model *m, const char *format, const struct export_
 {
     static const struct export_options defaults;
     const struct exporter *x = exporter_by_name(format, e);
-    return x ? x->carries(m, o ? o : &defaults, plan, e) : -1;
+    return !x || x->carries(m, o ? o : &defaults, plan, e) || (!x->file && m->ck && tokenizer_check_hf(m->ck, e)) ? -1 : 0;
 }
 
 static int check_file(const struct model *m, const char *path, struct err *e)

@@ -33,6 +33,7 @@ static int write_json(const char *dir, const char *name, json_t *root, struct er
     return rc;
 }
 
+/* dir NULL: only reads them. */
 static int copy_folder(const struct checkpoint *c, const char *dir, struct err *e)
 {
     static const char *const names[] = { "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -46,7 +47,7 @@ static int copy_folder(const struct checkpoint *c, const char *dir, struct err *
             return -1;
         if (!found)
             continue;
-        int rc = write_file(dir, names[i], text, n, e);
+        int rc = dir ? write_file(dir, names[i], text, n, e) : 0;
         mem_free(text);
         if (rc)
             return -1;
@@ -224,6 +225,11 @@ static void set_specials(json_t *o, const struct tokenizer *t)
     set_special(o, t, "eos_token", t->eos);
     set_special(o, t, "unk_token", t->unk);
     set_special(o, t, "pad_token", t->pad);
+}
+
+int tokenizer_check_hf(const struct checkpoint *c, struct err *e)
+{
+    return c->container == CONTAINER_HF ? copy_folder(c, NULL, e) : 0;
 }
 
 int tokenizer_write_hf(const struct tokenizer *t, const struct checkpoint *c, const char *dir, struct err *e)

@@ -49,6 +49,8 @@ const char *tokenizer_chat_template(const struct tokenizer *t); /* Jinja text or
  * checkpoint is a Hugging Face folder (t NULL allowed then), made from the metadata when it is a GGUF file. transformers'
  * AutoTokenizer loads them and gives the same ids. */
 int tokenizer_write_hf(const struct tokenizer *t, const struct checkpoint *c, const char *dir, struct err *e);
+/* Can what is to be copied be read (links may lead out of the folder)? For asking before hours of work. */
+int tokenizer_check_hf(const struct checkpoint *c, struct err *e);
 
 /* The same as GGUF metadata (tokenizer.*), for a model of n_vocab rows: copied when the checkpoint is a GGUF file, else
  * made; ERR_UNSUPPORTED for a pre-tokenizer that GGUF has no name for. What GGUF has no key for is told to log. */
