@@ -212,6 +212,8 @@ typedef struct d2q_generate_options {
 } d2q_generate_options;
 
 D2Q_API void d2q_generate_options_init(d2q_generate_options *o);
+/* One seed gives one text in a model just opened. A model used before may give another: matrices used often are repacked and summed in
+ * another order. */
 D2Q_API int d2q_generate(d2q_model *m, const d2q_generate_options *o, char **json, d2q_error *err);
 
 typedef struct d2q_bench_options {

@@ -343,7 +343,8 @@ static void narrow_rows_fall_back(void **state)
     }
 }
 
-/* Rows of zeros, of one value, far outside and far below what fp16 holds: finite everywhere, zeros stay zero. */
+/* Rows of zeros, of one value, far outside and far below what fp16 holds: finite everywhere, zeros stay zero. A few inputs of next to
+ * nothing take nothing from those beside them. */
 static void extreme_weights(void **state)
 {
     (void)state;
@@ -358,6 +359,7 @@ static void extreme_weights(void **state)
             p.w[2 * COLS + j] = j ? 0 : 1e30f;
             p.w[3 * COLS + j] = 1e-30f;
             p.w[4 * COLS + j] = -2;
+            p.w[5 * COLS + j] = j % 256 < 32 ? (float)(j % 3 - 1) * 1e-40f : sinf((float)j);
         }
         for (int search = 0; search < 3; search++) {
             p.o.search = (enum quant_search)search;
@@ -367,6 +369,14 @@ static void extreme_weights(void **state)
                 for (int j = 0; j < COLS; j++)
                     assert_true(isfinite(v[j]));
             }
+            double off = 0, all = 0;
+            tensor_rows_f32(&p.t, 5, 1, v);
+            for (int j = 0; j < COLS; j++) {
+                off += pow(v[j] - p.w[5 * COLS + j], 2);
+                all += pow(p.w[5 * COLS + j], 2);
+            }
+            if (!(off < 0.5 * all))
+                fail_msg("%s, search %d: %g of %g is lost beside small weights", grid_table[p.g.id].name, search, off, all);
             tensor_rows_f32(&p.t, 0, 1, v);
             for (int j = 0; j < COLS; j++)
                 if (v[j] != 0)

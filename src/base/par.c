@@ -11,6 +11,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <unistd.h>
 
 #define MAX_THREADS 256
 #define SPINS 2000 /* a few microseconds: less than a sleep and a wake-up cost */
@@ -40,8 +41,8 @@ static _Thread_local bool inside; /* this thread runs an item */
 static int cores(void)
 {
     cpu_set_t set;
-    int n = sched_getaffinity(0, sizeof set, &set) ? 1 : CPU_COUNT(&set);
-    return n < 1 ? 1 : n;
+    long n = sched_getaffinity(0, sizeof set, &set) ? sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set); /* set holds 1,024 */
+    return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (int)n;
 }
 
 void par_set_threads(int n)

@@ -20,10 +20,10 @@ static inline float roundf_even(float x)
     return (clampf(x, -4194303.0f, 4194303.0f) + magic) - magic;
 }
 
-/* A scale of zero makes every code z. */
+/* A scale of zero makes every code z, and one that is so small that its inverse were infinite (0 of it: NaN) too. */
 static inline float inverse(float s)
 {
-    return s != 0 ? 1.0f / s : 0.0f;
+    return fabsf(s) >= 1.17549435e-38f ? 1.0f / s : 0.0f;
 }
 
 /* fp16 rounding of positive scales; a scale below the smallest normal fp16 becomes that. */

@@ -1,8 +1,8 @@
 /* amx_sgemm: a float product out of products of bfloat16 tiles, which this unit does 16 times faster than vector code does float ones.
  *
  * A float of 24 bits is the sum of three bfloat16 of 8 bits, exactly: x = hi + mid + lo. Of the nine products of two
- * such sums the six that matter are summed in float, largest first; what is dropped is below 2^-22 of |a b|, so the error
- * is that of a float product. Where mid or lo are zero in a whole panel (float16 or quantized weights) their products are left out.
+ * such sums the six that matter are summed in float, largest first; what is dropped is below 2^-21 of |a b|, typically
+ * 2^-24: the error is that of a float product. Where mid or lo are zero in a whole panel (float16 or quantized weights) their products are left out.
  *
  * Panels of A and B are packed into blocks of 16 rows x 32 of k, one of 1 KiB for each of the three parts. A 32-bit word
  * holds k = i and k = 16 + i; a block of A has a row of words for each row, a block of B for each i: one is the other transposed, and the layout
