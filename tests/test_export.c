@@ -599,7 +599,7 @@ static void folders_in_the_way(void **state)
 {
     (void)state;
     const char *dir = scratch_dir();
-    char out[512], link[512];
+    char out[512], link[600];
     snprintf(out, sizeof out, "%s/out", dir);
     snprintf(link, sizeof link, "%s/link", dir);
     struct model *m = open_model(MODELS "llama");
@@ -608,6 +608,11 @@ static void folders_in_the_way(void **state)
     assert_int_equal(mkdir(out, 0700), 0);
     export_ok(m, "hf", out, NULL); /* empty: fine */
     export_ok(m, "hf", out, NULL); /* a model: replaced */
+    snprintf(link, sizeof link, "%s.tmp-%ld", out, (long)getpid()); /* left by a run that was killed and had this number */
+    assert_int_equal(mkdir(link, 0700), 0);
+    export_ok(m, "hf", out, NULL);
+    assert_false(file_exists(link));
+    snprintf(link, sizeof link, "%s/link", dir);
     scratch_write(scratch_path(out, "notes.txt"), "mine", 4);
     assert_int_equal(export_model(m, "hf", out, NULL, NULL, NULL, &e), -1);
     assert_non_null(strstr(e.msg, "holds notes.txt, which d2q did not write; it is not replaced"));

@@ -86,9 +86,9 @@ if command -v fish >/dev/null; then
     ask() { HOME=$tmp fish -c "source $tmp/d2q.fish; complete -C'$1'" 2>&1 | cut -f1 | sort | tr '\n' ' '; }
     fish -n "$tmp/d2q.fish" >"$out" 2>&1
     check "fish reads its script" "$out"
-    ask 'd2q quantize --bits ' | grep -vx '2 3 4 ' >"$out"
+    got=$(ask 'd2q quantize --bits '); [ "$got" = '2 3 4 ' ] && : >"$out" || echo "'$got'" >"$out"
     check "fish: choices" "$out"
-    ask 'd2q comp' | grep -vx 'compare ' >"$out"
+    got=$(ask 'd2q comp'); [ "$got" = 'compare ' ] && : >"$out" || echo "'$got'" >"$out"
     check "fish: commands" "$out"
 else skip "completion in fish" fish; fi
 

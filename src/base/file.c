@@ -446,8 +446,10 @@ void file_sweep(const char *path)
             size_t k = strlen(marks[i]);
             if (strncmp(p, marks[i], k))
                 continue;
-            long pid = strtol(p + k, NULL, 10);
-            if (pid < 1 || !kill((pid_t)pid, 0) || errno != ESRCH || (size_t)snprintf(full, sizeof full, "%s%s", dir, ent->d_name) >= sizeof full)
+            char *end;
+            long pid = strtol(p + k, &end, 10);
+            bool ours = !*end || *end == '.' || (*end == '-' && end[1] >= '0' && end[1] <= '9'); /* .md, -00001-of-00003.gguf */
+            if (pid < 1 || !ours || (pid != getpid() && (!kill((pid_t)pid, 0) || errno != ESRCH)) || (size_t)snprintf(full, sizeof full, "%s%s", dir, ent->d_name) >= sizeof full)
                 continue;
             if (unlink(full))
                 remove_tree(full);
@@ -481,6 +483,7 @@ int outdir_open(struct outdir *o, const char *path, struct err *e)
         outdir_release(o);
         return -1;
     }
+    file_sweep(o->path);
     if (mkdir(o->tmp, 0777)) {
         err_errno(e, "%s: cannot create", o->path);
         outdir_release(o);

@@ -74,7 +74,8 @@ void outfile_abort(struct outfile *o);                /* unlinks; safe on a zero
 /* Renames a finished file, replacing what is there, and syncs the folder. */
 int file_move(const char *from, const char *to, struct err *e);
 
-/* Deletes what runs that were killed left of path under temporary names: those whose process is no more. */
+/* Deletes what runs that were killed left of path under temporary names: those whose process is no more, or
+ * was an earlier one of this number (in a container it is 1 every time). */
 void file_sweep(const char *path);
 
 /* A folder written as a whole: outdir_open makes "<path>.tmp-<pid>", files are

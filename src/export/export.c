@@ -446,7 +446,6 @@ int export_model(const struct model *m, const char *format, const char *out_dir,
         return -1;
     if (outdir_open(&out, out_dir, e))
         return -1;
-    file_sweep(out.path);
     warn_dropped(m, o, out_dir, log);
     int rc = x->write(m, out.tmp, o, log, e) || write_generation_config(m, out.tmp, e) ||
              ((m->tok || (m->ck && m->ck->container == CONTAINER_HF)) && tokenizer_write_hf(m->tok, m->ck, out.tmp, e)) || checksums_write(out.tmp, e) ||
