@@ -11,6 +11,7 @@
 
 #include "backend/backend.h"
 #include "base/par.h"
+#include "model/tokenizer_impl.h"
 #include "run/session.h"
 
 #define DIR "tests/fixtures/models/"
@@ -119,6 +120,19 @@ static void test_session(void **state)
     assert_int_equal(session_generate(&s, NULL, 0, &o, hear, &parts, &st, &e), 0);
     assert_int_equal(parts.n, 25);
     assert_memory_equal(whole.ids, parts.ids, 25 * sizeof *parts.ids);
+    s.kv.n = 0; /* a token that ends the text, at its first place */
+    parts = (struct heard){ .n = 0 };
+    size_t first = 0;
+    while (whole.ids[first] != whole.ids[7])
+        first++;
+    m->tok->eog[whole.ids[7]] = 1;
+    o.ignore_eog = false;
+    assert_int_equal(session_generate(&s, prompt, PROMPT, &o, hear, &parts, &st, &e), 0);
+    assert_true(st.ended && parts.n == first && st.n_new == (int64_t)first);
+    o.ignore_eog = true;
+    s.kv.n = 0;
+    assert_int_equal(session_generate(&s, prompt, PROMPT, &o, hear, &parts, &st, &e), 0);
+    assert_true(!st.ended && st.n_new == 10);
     s.kv.n = 0; /* nothing to begin with */
     assert_int_equal(session_generate(&s, NULL, 0, &o, hear, &parts, &st, &e), -1);
     s.kv.n = 0; /* full: the prompt fits, two more tokens do */
