@@ -170,11 +170,7 @@ static double speed(const struct model *m)
 /* The type that a GGUF file would hold it in; its bytes are added, or *bytes becomes -1 when there is none. */
 static json_t *gguf_type(const struct grid *g, const struct tensor *w, int64_t *bytes)
 {
-    enum dtype type = g->type;
-    if (type == DT_QMAT) {
-        const struct pack_grid grid = grid_packed(g, w->dim[1]);
-        type = pack_type(&grid);
-    }
+    enum dtype type = grid_stored(g, w->dim[1]);
     if (type == DT_COUNT || *bytes < 0) {
         *bytes = -1;
         return type == DT_COUNT ? json_null() : json_string(dtype_table[type].name);

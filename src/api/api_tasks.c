@@ -89,9 +89,8 @@ static int each_named(struct run *u, task_fn *fn, const char *names, const char 
 static int each_file(struct run *u, task_fn *fn, const char *path, struct err *e)
 {
     const struct task_info *t = task_find(path);
-    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
     char name[128];
-    snprintf(name, sizeof name, "%s", t ? t->name : base);
+    snprintf(name, sizeof name, "%s", t ? t->name : file_name(path));
     char *dot = strstr(name, ".jsonl");
     if (!t && dot)
         *dot = '\0';

@@ -151,6 +151,17 @@ int file_head(const char *path, void *buf, size_t n)
     return got == (ssize_t)n ? 0 : -1;
 }
 
+const char *file_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+const char *file_folder(const char *path, char *real)
+{
+    return file_is_dir(path) && realpath(path, real) ? real : path;
+}
+
 static bool begins(const char *path, const char *dir)
 {
     size_t n = strlen(dir);
@@ -432,11 +443,11 @@ static void remove_tree(const char *path)
 
 void file_sweep(const char *path)
 {
-    const char *slash = strrchr(path, '/'), *base = slash ? slash + 1 : path;
+    const char *base = file_name(path);
     static const char *const marks[] = { ".tmp-", ".unverified-" };
     char dir[PATH_MAX], full[PATH_MAX];
     size_t n = strlen(base);
-    if ((size_t)snprintf(dir, sizeof dir, "%.*s", slash ? (int)(slash - path) + 1 : 2, slash ? path : "./") >= sizeof dir)
+    if ((size_t)snprintf(dir, sizeof dir, "%.*s", base > path ? (int)(base - path) : 2, base > path ? path : "./") >= sizeof dir)
         return;
     DIR *d = opendir(dir);
     struct dirent *ent;
@@ -449,7 +460,8 @@ void file_sweep(const char *path)
             char *end;
             long pid = strtol(p + k, &end, 10);
             bool ours = !*end || *end == '.' || (*end == '-' && end[1] >= '0' && end[1] <= '9'); /* .md, -00001-of-00003.gguf */
-            if (pid < 1 || !ours || (pid != getpid() && (!kill((pid_t)pid, 0) || errno != ESRCH)) || (size_t)snprintf(full, sizeof full, "%s%s", dir, ent->d_name) >= sizeof full)
+            bool gone = pid == getpid() || (pid > 0 && kill((pid_t)pid, 0) && errno == ESRCH);
+            if (!ours || !gone || (size_t)snprintf(full, sizeof full, "%s%s", dir, ent->d_name) >= sizeof full)
                 continue;
             if (unlink(full))
                 remove_tree(full);
@@ -469,7 +481,7 @@ int outdir_open(struct outdir *o, const char *path, struct err *e)
 {
     memset(o, 0, sizeof *o);
     char real[PATH_MAX];
-    o->path = mem_strdup(file_is_dir(path) && realpath(path, real) ? real : path); /* a link stays one, what it names is replaced */
+    o->path = mem_strdup(file_folder(path, real));
     size_t n = o->path ? strlen(o->path) : 0;
     while (n > 1 && o->path[n - 1] == '/')
         o->path[--n] = 0;

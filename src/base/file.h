@@ -36,6 +36,11 @@ int file_head(const char *path, void *buf, size_t n);
  * cache, dir/../../blobs: what it names would be read, and some files are copied into outputs, as if it came with the folder. */
 int file_inside(const char *dir, const char *path, struct err *e);
 bool file_is_dir(const char *path);
+/* What is behind the last slash of path. */
+const char *file_name(const char *path);
+/* The folder that a link at path leads to, in real (PATH_MAX); path itself where there is no folder: a link to one stays, what it names is
+ * replaced. */
+const char *file_folder(const char *path, char *real);
 
 /* A reader that cannot run past its end. Little-endian; every getter fails with
  * the file's name and the byte offset where the data ran out. */
@@ -78,7 +83,7 @@ int file_move(const char *from, const char *to, struct err *e);
  * was an earlier one of this number (in a container it is 1 every time). */
 void file_sweep(const char *path);
 
-/* A folder written as a whole: outdir_open makes "<path>.tmp-<pid>", files are
+/* A folder written as a whole: outdir_open sweeps and makes "<path>.tmp-<pid>", files are
  * written under o->tmp, outdir_commit renames it to path. An existing path is
  * exchanged for it and then removed (files only one level deep). */
 struct outdir {

@@ -42,7 +42,7 @@ static int cores(void)
 {
     cpu_set_t set;
     long n = sched_getaffinity(0, sizeof set, &set) ? sysconf(_SC_NPROCESSORS_ONLN) : CPU_COUNT(&set); /* set holds 1,024 */
-    return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (int)n;
+    return n < 1 ? 1 : (int)n;
 }
 
 void par_set_threads(int n)

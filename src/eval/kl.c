@@ -269,7 +269,7 @@ static int take_base(const struct model *m, const struct kl_options *o, struct w
     w->size = b->window;
     w->n = o->e.max_windows > 0 && o->e.max_windows < b->n ? o->e.max_windows : b->n;
     w->first = b->window / 2 + 1;
-    w->bos = m->tok && tokenizer_adds_bos(m->tok) ? tokenizer_bos(m->tok) : -1;
+    w->bos = tokenizer_adds_bos(m->tok) ? tokenizer_bos(m->tok) : -1;
     w->protocol = "llama";
     w->text_rule = "stored tokens";
     return 0;

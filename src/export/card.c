@@ -9,15 +9,9 @@
 #include "base/json.h"
 #include "base/text.h"
 
-static const char *base_name(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
-}
-
 static int add_input(json_t *list, const char *what, const char *path, const char *hex, struct err *e)
 {
-    json_t *row = json_pack("{ssssss}", "what", what, "file", base_name(path), "sha256", hex);
+    json_t *row = json_pack("{ssssss}", "what", what, "file", file_name(path), "sha256", hex);
     return json_array_append_new(list, row ? row : json_pack("{ssssss}", "what", what, "file", "?", "sha256", hex)) /* not UTF-8 */
                ? err_nomem(e, path, strlen(hex)) : 0;
 }

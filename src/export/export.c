@@ -343,18 +343,15 @@ int export_target(const struct model *m, const char *format, const char *path, s
 {
     const struct exporter *x = exporter_by_name(format, e);
     char parent[4096], real[PATH_MAX];
-    size_t n = strlen(path);
-    const char *slash = strrchr(path, '/'), *last = slash ? slash + 1 : path;
+    const char *last = file_name(path);
     if (!x)
         return -1;
-    if (!n || !strcmp(last, ".") || !strcmp(last, "..") || (x->file && !*last))
+    if (!*path || !strcmp(last, ".") || !strcmp(last, "..") || (x->file && !*last))
         return err_set(e, ERR_USAGE, "'%s': expected the name of a file or folder to write", path);
     if ((x->file ? check_file : check_target)(m, path, e) || (x->file && check_card(path, e)))
         return -1;
-    if (!x->file && realpath(path, real)) { /* a link to a folder stays, what it names is replaced */
-        path = real;
-        n = strlen(path);
-    }
+    path = file_folder(path, real);
+    size_t n = strlen(path);
     while (n > 1 && path[n - 1] == '/')
         n--;
     while (n && path[n - 1] != '/')

@@ -68,9 +68,9 @@ static int put_name(struct meta *m)
 {
     const struct model *model = m->g->m;
     const char *name = json_string_value(json_object_get(model->config, "_name_or_path"));
-    const char *slash = name ? strrchr(name, '/') : NULL;
-    json_t *text = json_path(slash ? slash + 1 : name && *name ? name : model->ck->name); /* a path may be any bytes */
-    int rc = !text ? err_nomem(m->e, "general.name", 0) : put_text(m, "general.type", "model") || put_text(m, "general.name", json_string_value(text)) ? -1 : 0;
+    json_t *text = json_path(name && *name ? file_name(name) : model->ck->name); /* a path may be any bytes */
+    int rc = !text ? err_nomem(m->e, "general.name", 0)
+                   : put_text(m, "general.type", "model") || put_text(m, "general.name", json_string_value(text)) ? -1 : 0;
     json_decref(text);
     return rc;
 }

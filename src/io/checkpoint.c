@@ -42,7 +42,7 @@ int checkpoint_file(const struct checkpoint *c, const char *name, char **text, s
         return err_nomem(e, name, strlen(name));
     int rc = 0;
     if (file_exists(path))
-        rc = file_inside(c->path, path, e) || file_read(path, JSON_FILE_MAX, text, n, e) ? -1 : 1;
+        rc = file_inside(c->path, path, e) || (text && file_read(path, JSON_FILE_MAX, text, n, e)) ? -1 : 1;
     mem_free(path);
     return rc;
 }
@@ -325,18 +325,12 @@ static int open_any(struct checkpoint *c, struct err *e)
                    containers[CONTAINER_HF].label, containers[CONTAINER_GGUF].label);
 }
 
-static const char *last_part(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash ? slash + 1 : path;
-}
-
 static int set_name(struct checkpoint *c, struct err *e)
 {
     char real[PATH_MAX];
-    const char *name = last_part(c->path);
+    const char *name = file_name(c->path);
     if ((!strcmp(name, ".") || !strcmp(name, "..")) && realpath(c->path, real))
-        name = last_part(real);
+        name = file_name(real);
     c->name = arena_strdup(&c->arena, name);
     return c->name ? 0 : err_nomem(e, c->path, strlen(name));
 }

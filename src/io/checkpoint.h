@@ -52,7 +52,8 @@ void checkpoint_sha256(const struct checkpoint *c, const void *data, size_t n, c
 int checkpoint_tensor(const struct checkpoint *c, const char *name, struct tensor *t, struct err *e);
 /* HF only: any tensor, also integers. NULL: absent. */
 const struct st_entry *checkpoint_entry(const struct checkpoint *c, const char *name);
-/* Reads "<folder>/<name>" whole (NUL-terminated, mem_free); 1 found, 0 absent, -1 error. A GGUF file has none. */
+/* Reads "<folder>/<name>" whole (NUL-terminated, mem_free; text NULL: only looks whether it may be read); 1 found, 0 absent, -1 error. A
+ * GGUF file has none. */
 int checkpoint_file(const struct checkpoint *c, const char *name, char **text, size_t *n, struct err *e);
 
 /* GPTQ linear at prefix ("model.layers.0.mlp.up_proj"): qweight, qzeros, scales, g_idx of v1 or v2

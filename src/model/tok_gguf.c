@@ -26,8 +26,8 @@ static int read_tokens(struct tokenizer *t, const struct gguf *g, struct err *e)
                        (unsigned long long)types.kv->n, (unsigned long long)it.kv->n);
     t->n = (int32_t)it.kv->n;
     t->tokens = arena_zalloc(&t->arena, (size_t)t->n, sizeof *t->tokens);
-    t->added = arena_alloc(&t->arena, (size_t)t->n, sizeof *t->added);
-    if (!t->tokens || !t->added)
+    t->added.a = arena_alloc(&t->arena, (size_t)t->n, sizeof *t->added.a);
+    if (!t->tokens || !t->added.a)
         return err_nomem(e, t->what, (size_t)t->n * sizeof *t->tokens);
     for (int32_t i = 0; i < t->n; i++) {
         struct token *k = &t->tokens[i];
@@ -47,11 +47,9 @@ static int read_tokens(struct tokenizer *t, const struct gguf *g, struct err *e)
             return err_set(e, ERR_FORMAT, "%s: token %d is of type byte, expected a name like <0x0A>, found '%.20s'", t->what,
                            i, raw);
         if ((k->kind == TOKEN_SPECIAL || k->kind == TOKEN_ADDED) && s.n)
-            t->added[t->n_added++] = (struct added){ raw, s.n, i, k->kind == TOKEN_SPECIAL, false, false, false };
-        if (t->byte_level && k->kind == TOKEN_NORMAL && !raw_from_chars(raw, s.n, raw, &k->n)) {
-            memcpy(raw, s.p, s.n); /* not of the byte alphabet: never made by merging, but decodes as it stands */
-            k->n = s.n;
-        }
+            t->added.a[t->added.n++] = (struct added){ raw, s.n, i, k->kind == TOKEN_SPECIAL, false, false, false };
+        if (t->byte_level && k->kind == TOKEN_NORMAL)
+            token_bytes(k, raw, s.p, s.n);
     }
     return 0;
 }
@@ -238,10 +236,8 @@ int tokenizer_from_gguf(struct tokenizer *t, const struct checkpoint *c, struct 
     int32_t eot = -1, eom = -1; /* end a turn as eos does */
     if (read_id(t, g, "tokenizer.ggml.eot_token_id", &eot, e) || read_id(t, g, "tokenizer.ggml.eom_token_id", &eom, e) || tokenizer_finish(t, e))
         return -1;
-    if (eot >= 0 && eot < t->n)
-        t->eog[eot] = 1;
-    if (eom >= 0 && eom < t->n)
-        t->eog[eom] = 1;
+    tokenizer_add_eog(t, eot);
+    tokenizer_add_eog(t, eom);
     if (spm ? read_scores(t, g, e) : read_merges(t, g, e))
         return -1;
     found = gguf_string(g, "tokenizer.chat_template", &text, e);

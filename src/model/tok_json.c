@@ -63,8 +63,8 @@ static int count_tokens(struct tokenizer *t, const json_t *vocab, const json_t *
         return bad(t, "token ids are far larger than their number", e);
     t->n = max + 1;
     t->tokens = arena_alloc(&t->arena, (size_t)t->n, sizeof *t->tokens);
-    t->added = arena_alloc(&t->arena, json_array_size(added) + 1, sizeof *t->added);
-    if (!t->tokens || !t->added)
+    t->added.a = arena_alloc(&t->arena, json_array_size(added) + 1, sizeof *t->added.a);
+    if (!t->tokens || !t->added.a)
         return err_nomem(e, t->what, (size_t)t->n * sizeof *t->tokens);
     for (int32_t k = 0; k < t->n; k++)
         t->tokens[k] = (struct token){ "", 0, TOKEN_UNUSED, 0 };
@@ -78,10 +78,8 @@ static int set_token(struct tokenizer *t, int32_t id, const char *s, size_t n, e
     if (!raw)
         return err_nomem(e, t->what, n);
     *k = (struct token){ raw, n, kind, 0 };
-    if (kind == TOKEN_NORMAL && t->byte_level && !raw_from_chars(s, n, raw, &k->n)) { /* stands as it is */
-        memcpy(raw, s, n);
-        k->n = n;
-    }
+    if (kind == TOKEN_NORMAL && t->byte_level)
+        token_bytes(k, raw, s, n);
     if (kind == TOKEN_NORMAL && t->byte_fallback && byte_name(s, n, &k->byte))
         k->kind = TOKEN_BYTE;
     return 0;
@@ -110,7 +108,7 @@ static int read_vocab(struct tokenizer *t, const json_t *vocab, const json_t *ad
             continue;
         if (set_token(t, id, json_string_value(c), n, special ? TOKEN_SPECIAL : TOKEN_ADDED, e))
             return -1;
-        t->added[t->n_added++] = (struct added){ t->tokens[id].raw, n, id, special, flag(v, "lstrip"), flag(v, "rstrip"), flag(v, "normalized") };
+        t->added.a[t->added.n++] = (struct added){ t->tokens[id].raw, n, id, special, flag(v, "lstrip"), flag(v, "rstrip"), flag(v, "normalized") };
     }
     return 0;
 }
@@ -392,15 +390,14 @@ static int read_config(struct tokenizer *t, const struct checkpoint *c, struct e
             rc = err_nomem(e, "chat template", n);
     }
     const json_t *eos = json_object_get(c->generation_config ? c->generation_config : c->config, "eos_token_id");
-    if (json_is_integer(eos) && json_integer_value(eos) >= 0 && json_integer_value(eos) < t->n) {
-        t->eog[json_integer_value(eos)] = 1;
-        t->eos = t->eos < 0 ? (int32_t)json_integer_value(eos) : t->eos;
-    }
-    if (t->eos >= 0)
-        t->eog[t->eos] = 1;
+    if (t->eos < 0 && json_is_integer(eos) && json_integer_value(eos) >= 0 && json_integer_value(eos) < t->n)
+        t->eos = (int32_t)json_integer_value(eos);
+    tokenizer_add_eog(t, t->eos);
+    if (json_is_integer(eos))
+        tokenizer_add_eog(t, json_integer_value(eos));
     json_array_foreach(eos, i, v)
-        if (json_is_integer(v) && json_integer_value(v) >= 0 && json_integer_value(v) < t->n)
-            t->eog[json_integer_value(v)] = 1;
+        if (json_is_integer(v))
+            tokenizer_add_eog(t, json_integer_value(v));
     return rc || found < 0 ? -1 : 0;
 }
 

@@ -33,7 +33,7 @@ static int write_json(const char *dir, const char *name, json_t *root, struct er
     return rc;
 }
 
-/* dir NULL: only reads them. */
+/* dir NULL: only looks whether they may be copied. */
 static int copy_folder(const struct checkpoint *c, const char *dir, struct err *e)
 {
     static const char *const names[] = { "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -42,12 +42,12 @@ static int copy_folder(const struct checkpoint *c, const char *dir, struct err *
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char *text;
         size_t n;
-        int found = checkpoint_file(c, names[i], &text, &n, e);
+        int found = checkpoint_file(c, names[i], dir ? &text : NULL, &n, e);
         if (found < 0)
             return -1;
-        if (!found)
+        if (!found || !dir)
             continue;
-        int rc = dir ? write_file(dir, names[i], text, n, e) : 0;
+        int rc = write_file(dir, names[i], text, n, e);
         mem_free(text);
         if (rc)
             return -1;

@@ -136,8 +136,8 @@ static void warn(const struct tokenizer *t, int64_t n_vocab, const struct log *l
                  (long long)n_vocab);
     if (t->nfc)
         log_warn(log, "GGUF has no key for Unicode normalization (NFC): text that is not normalized gets other tokens there");
-    if (t->n_normed)
-        log_warn(log, "llama.cpp finds added tokens such as %.40s wherever they stand, this tokenizer behind a space only", t->normed[0].text);
+    if (t->normed.n)
+        log_warn(log, "llama.cpp finds added tokens such as %.40s wherever they stand, this tokenizer behind a space only", t->normed.a[0].text);
     if (t->byte_level && t->add_prefix_space)
         log_warn(log, "llama.cpp puts no space in front of a text with byte-level tokens, this tokenizer does");
     if (t->space_prefix && t->prefix_if_missing)

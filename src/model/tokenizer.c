@@ -45,6 +45,14 @@ bool raw_from_chars(const char *s, size_t n, char *out, size_t *out_n)
     return true;
 }
 
+void token_bytes(struct token *k, char *raw, const char *s, size_t n)
+{
+    if (raw_from_chars(s, n, raw, &k->n))
+        return;
+    memcpy(raw, s, n);
+    k->n = n;
+}
+
 bool byte_name(const char *s, size_t n, uint8_t *byte)
 {
     static const char hex[] = "0123456789ABCDEF";
@@ -70,6 +78,12 @@ static void find_byte_tokens(struct tokenizer *t)
             t->byte_id[t->tokens[i].byte] = i;
 }
 
+void tokenizer_add_eog(struct tokenizer *t, int64_t id)
+{
+    if (id >= 0 && id < t->n)
+        t->eog[id] = 1;
+}
+
 /* Tokens that end a turn, whatever a file says is its eos. */
 static void find_eog(struct tokenizer *t)
 {
@@ -80,8 +94,7 @@ static void find_eog(struct tokenizer *t)
         if (id >= 0 && (t->tokens[id].kind == TOKEN_SPECIAL || t->tokens[id].kind == TOKEN_ADDED))
             t->eog[id] = 1;
     }
-    if (t->eos >= 0)
-        t->eog[t->eos] = 1;
+    tokenizer_add_eog(t, t->eos);
 }
 
 /* Longest first; of equal length in the order of ids. */
@@ -89,6 +102,14 @@ static int longer(const void *a, const void *b)
 {
     const struct added *x = a, *y = b;
     return x->n != y->n ? (x->n < y->n) - (x->n > y->n) : (x->id > y->id) - (x->id < y->id);
+}
+
+static void sort_added(struct added_list *l)
+{
+    if (l->n)
+        qsort(l->a, l->n, sizeof *l->a, longer);
+    for (size_t i = 0; i < l->n; i++)
+        l->first[(uint8_t)l->a[i].text[0]] = 1;
 }
 
 int tokenizer_finish(struct tokenizer *t, struct err *e)
@@ -100,10 +121,7 @@ int tokenizer_finish(struct tokenizer *t, struct err *e)
     if (!t->eog)
         return err_nomem(e, t->what, (size_t)t->n);
     find_eog(t);
-    if (t->n_added)
-        qsort(t->added, t->n_added, sizeof *t->added, longer);
-    for (size_t i = 0; i < t->n_added; i++)
-        t->added_first[(uint8_t)t->added[i].text[0]] = 1;
+    sort_added(&t->added);
     return 0;
 }
 
@@ -179,14 +197,15 @@ static char *mark_spaces(const char *s, size_t n, bool prefix, size_t *out_n)
 
 int tokenizer_normalize_added(struct tokenizer *t, struct err *e)
 {
-    size_t kept = 0;
-    t->normed = arena_alloc(&t->arena, t->n_added + 1, sizeof *t->normed);
-    if (!t->normed)
-        return err_nomem(e, t->what, t->n_added * sizeof *t->normed);
-    for (size_t i = 0; i < t->n_added; i++) {
-        struct added a = t->added[i];
+    size_t n = t->added.n;
+    t->normed.a = arena_alloc(&t->arena, n + 1, sizeof *t->normed.a);
+    if (!t->normed.a)
+        return err_nomem(e, t->what, n * sizeof *t->normed.a);
+    t->added.n = 0;
+    for (size_t i = 0; i < n; i++) {
+        struct added a = t->added.a[i];
         if (!a.normalized) {
-            t->added[kept++] = a;
+            t->added.a[t->added.n++] = a;
             continue;
         }
         char *marked = mark_spaces(a.text, a.n, t->space_prefix, &a.n);
@@ -194,10 +213,9 @@ int tokenizer_normalize_added(struct tokenizer *t, struct err *e)
         mem_free(marked);
         if (!a.text)
             return err_nomem(e, t->what, a.n);
-        t->normed[t->n_normed++] = a;
+        t->normed.a[t->normed.n++] = a;
     }
-    t->n_added = kept;
-    qsort(t->normed, t->n_normed, sizeof *t->normed, longer);
+    sort_added(&t->normed);
     return 0;
 }
 
@@ -217,8 +235,9 @@ static int encode_valid(struct encoder *en, const char *s, size_t n, struct err 
     return rc;
 }
 
-static int encode_bytes(struct encoder *en, const char *s, size_t n, struct err *e)
+static int encode_bytes(struct encoder *en, const char *s, size_t n, bool first, struct err *e)
 {
+    (void)first;
     for (size_t i = 0, from = 0; i <= n;) {
         size_t len = i < n ? utf8_len(s + i, n - i) : 0;
         if (len) {
@@ -232,22 +251,24 @@ static int encode_bytes(struct encoder *en, const char *s, size_t n, struct err 
     return 0;
 }
 
-/* The first of list (longest first) that stands at s. */
-static const struct added *match(const struct added *list, size_t n_list, const char *s, size_t n, bool specials)
+/* The longest that stands at s. Added tokens are always found in text, special ones among them only when asked for. */
+static const struct added *added_at(const struct added_list *l, const char *s, size_t n, bool specials)
 {
-    for (size_t i = 0; i < n_list; i++)
-        if ((specials || !list[i].special) && list[i].n <= n && !memcmp(list[i].text, s, list[i].n))
-            return &list[i];
+    for (size_t i = 0; l->first[(uint8_t)s[0]] && i < l->n; i++)
+        if ((specials || !l->a[i].special) && l->a[i].n <= n && !memcmp(l->a[i].text, s, l->a[i].n))
+            return &l->a[i];
     return NULL;
 }
 
-/* A piece as the normalizer leaves it: the tokens that stand in such text are cut out. */
-static int encode_marked(struct encoder *en, const char *s, size_t n, struct err *e)
+/* first: the piece begins the text that is cut. */
+typedef int (*piece_fn)(struct encoder *en, const char *s, size_t n, bool first, struct err *e);
+
+/* s with the tokens of l cut out of it: their ids, and what `piece` makes of the text between them. */
+static int cut_added(struct encoder *en, const struct added_list *l, const char *s, size_t n, piece_fn piece, struct err *e)
 {
-    const struct tokenizer *t = en->t;
     size_t from = 0, i = 0;
-    while (t->n_normed && i < n) {
-        const struct added *a = match(t->normed, t->n_normed, s + i, n - i, en->specials);
+    while (l->n && i < n) {
+        const struct added *a = added_at(l, s + i, n - i, en->specials);
         if (!a) {
             i++;
             continue;
@@ -255,14 +276,14 @@ static int encode_marked(struct encoder *en, const char *s, size_t n, struct err
         size_t end = i;
         while (a->lstrip && end > from && is_space(s[end - 1]))
             end--;
-        if (encode_bytes(en, s + from, end - from, e) || token_list_add(en->out, a->id, e))
+        if (piece(en, s + from, end - from, from == 0, e) || token_list_add(en->out, a->id, e))
             return -1;
         i += a->n;
         while (a->rstrip && i < n && is_space(s[i]))
             i++;
         from = i;
     }
-    return from < n ? encode_bytes(en, s + from, n - from, e) : 0;
+    return piece(en, s + from, n - from, from == 0, e);
 }
 
 /* A piece of text between added tokens; first: it begins the whole text. */
@@ -272,7 +293,7 @@ static int encode_piece(struct encoder *en, const char *s, size_t n, bool first,
     if (n == 0)
         return 0;
     if (!t->space_marker && !(t->add_prefix_space && s[0] != ' '))
-        return encode_bytes(en, s, n, e);
+        return encode_bytes(en, s, n, first, e);
     size_t len;
     char *p;
     if (t->space_marker) {
@@ -288,17 +309,9 @@ static int encode_piece(struct encoder *en, const char *s, size_t n, bool first,
     }
     if (!p)
         return err_nomem(e, "text", 3 * n);
-    int rc = encode_marked(en, p, len, e);
+    int rc = cut_added(en, &t->normed, p, len, encode_bytes, e);
     mem_free(p);
     return rc;
-}
-
-/* Added tokens are always found in text, special ones among them only when asked for. */
-static const struct added *added_at(const struct tokenizer *t, const char *s, size_t n, bool specials)
-{
-    if (!t->added_first[(uint8_t)s[0]])
-        return NULL;
-    return match(t->added, t->n_added, s, n, specials);
 }
 
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, bool add_bos, bool specials,
@@ -308,23 +321,7 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, bool
     int rc = 0;
     if (add_bos && t->add_bos && t->bos >= 0)
         rc = token_list_add(out, t->bos, e);
-    size_t from = 0, i = 0;
-    while (!rc && i < n) {
-        const struct added *a = added_at(t, text + i, n - i, specials);
-        if (!a) {
-            i++;
-            continue;
-        }
-        size_t end = i;
-        while (a->lstrip && end > from && is_space(text[end - 1]))
-            end--;
-        rc = encode_piece(&en, text + from, end - from, from == 0, e) || token_list_add(out, a->id, e);
-        i += a->n;
-        while (a->rstrip && i < n && is_space(text[i]))
-            i++;
-        from = i;
-    }
-    rc = rc || encode_piece(&en, text + from, n - from, from == 0, e);
+    rc = rc || cut_added(&en, &t->added, text, n, encode_piece, e);
     if (!rc && add_bos && t->add_eos && t->eos >= 0)
         rc = token_list_add(out, t->eos, e);
     bpe_scratch_release(&en.scratch);
@@ -352,10 +349,10 @@ size_t tokenizer_piece(const struct tokenizer *t, int32_t id, bool show_special,
     const char *s = k->raw;
     size_t n = k->n, at = 0;
     bool marked = t->space_marker && k->kind == TOKEN_NORMAL;
-    for (size_t i = 0; i < t->n_normed && k->kind != TOKEN_NORMAL && !marked; i++)
-        if (t->normed[i].id == id) { /* as it stands in normalized text, like the package tokenizers (0.23) */
-            s = t->normed[i].text;
-            n = t->normed[i].n;
+    for (size_t i = 0; i < t->normed.n && k->kind != TOKEN_NORMAL && !marked; i++)
+        if (t->normed.a[i].id == id) { /* as it stands in normalized text, like the package tokenizers (0.23) */
+            s = t->normed.a[i].text;
+            n = t->normed.a[i].n;
             marked = true;
         }
     if (!marked)

@@ -49,6 +49,12 @@ struct added {
     bool normalized; /* stands in the text as the normalizer leaves it */
 };
 
+struct added_list {
+    struct added *a; /* longest first once sorted (sort_added) */
+    size_t n;
+    uint8_t first[256]; /* bytes that one of them may begin with */
+};
+
 enum pre_kind { PRE_SPLIT, PRE_REMOVE };
 
 #define MAX_PRE 8
@@ -58,11 +64,8 @@ struct tokenizer {
     int32_t n;
     struct str_map map;
     struct merge_map merges;
-    struct added *added; /* sorted by length, longest first */
-    size_t n_added;
-    uint8_t added_first[256]; /* bytes that an added token may begin with */
-    struct added *normed;     /* those with `normalized` where the normalizer marks spaces, text as it leaves it; longest first */
-    size_t n_normed;
+    struct added_list added;
+    struct added_list normed; /* those with `normalized` where the normalizer marks spaces, text as it leaves it */
     bool byte_level, ignore_merges, byte_fallback, nfc, add_bos, add_eos;
     bool space_marker;        /* " " becomes U+2581 (SentencePiece) */
     bool space_prefix;        /* a text piece gets U+2581 in front */
@@ -127,6 +130,11 @@ bool raw_from_chars(const char *s, size_t n, char *out, size_t *out_n);
 bool byte_name(const char *s, size_t n, uint8_t *byte);
 /* After the normalizer is known: fills t->normed, which takes its tokens from t->added. */
 int tokenizer_normalize_added(struct tokenizer *t, struct err *e);
+/* raw, a copy of the text s of a byte-level token, becomes the bytes that it stands for; it stands as it is where a character is not of the
+ * table: never made by merging. */
+void token_bytes(struct token *k, char *raw, const char *s, size_t n);
+/* id, if there is such a token, ends a text. */
+void tokenizer_add_eog(struct tokenizer *t, int64_t id);
 /* After tokens[] are set: maps, byte ids, eog. */
 int tokenizer_finish(struct tokenizer *t, struct err *e);
 int tokenizer_from_json(struct tokenizer *t, const struct checkpoint *c, struct err *e);

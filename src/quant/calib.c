@@ -129,10 +129,9 @@ static int read_jsonl(struct text *t, const char *buf, size_t n, const char *pat
 static bool is_jsonl(const char *buf, size_t n)
 {
     json_t *doc = NULL;
-    while (n > 0 && strchr(" \t\r\n", *buf) && *buf) {
-        buf++;
-        n--;
-    }
+    size_t blank = strspn(buf, " \t\r\n");
+    buf += blank;
+    n -= blank;
     const char *end = memchr(buf, '\n', n);
     if (n == 0 || buf[0] != '{')
         return false;

@@ -77,6 +77,12 @@ struct pack_grid grid_packed(const struct grid *g, int64_t n_in)
     return (struct pack_grid){ g->bits, g->group, g->zmin, g->zmax, g->super > 0, n_in };
 }
 
+enum dtype grid_stored(const struct grid *g, int64_t n_in)
+{
+    const struct pack_grid p = grid_packed(g, n_in);
+    return g->type == DT_QMAT ? pack_type(&p) : g->type;
+}
+
 int grid_alloc(const struct grid *g, struct arena *a, const char *name, int64_t n_out, int64_t n_in, struct tensor *t,
                struct err *e)
 {

@@ -58,8 +58,10 @@ void grid_init(struct grid *g, enum grid_id id, int bits, int group, int zero_mi
 void grid_label(const struct grid *g, char *buf, size_t n);
 /* Bits of a row of n_in, metadata counted. */
 double grid_row_bits(const struct grid *g, int64_t n_in);
-/* What a GGUF file would hold integers (DT_QMAT) of that grid as, by pack_type. */
+/* Integers (DT_QMAT) of that grid, as pack_type asks for them. */
 struct pack_grid grid_packed(const struct grid *g, int64_t n_in);
+/* The type that a GGUF file would hold it in; DT_COUNT: none. */
+enum dtype grid_stored(const struct grid *g, int64_t n_in);
 /* A tensor of that grid, data in a, cleared. KIND_FLOAT: its type, values not yet filled in. */
 int grid_alloc(const struct grid *g, struct arena *a, const char *name, int64_t n_out, int64_t n_in, struct tensor *t,
                struct err *e);

@@ -46,8 +46,7 @@ static enum role x_role(enum role r)
 /* Of a matrix on g in a GGUF file. */
 static double stored_bytes(const struct grid *g, int64_t rows, int64_t cols)
 {
-    const struct pack_grid p = grid_packed(g, cols);
-    enum dtype type = g->type == DT_QMAT ? pack_type(&p) : g->type;
+    enum dtype type = grid_stored(g, cols);
     double bits = type == DT_COUNT ? grid_row_bits(g, cols) /* it will be refused */ : dtype_bits(type) * (double)cols;
     return bits / 8 * (double)rows;
 }
@@ -123,10 +122,11 @@ static void add_losses(const struct mix *k, struct choice *c, int i, const doubl
     }
 }
 
+#define FEW 16 /* squares: their mean is still off by a third */
+
 /* Errors of one matrix at different tokens reach the same prediction, by attention above all, so losses do not simply add up over tokens.
  * Squares of sums over sequences have the true expectation, but one matrix has few sequences: what they say is taken for
  * all blocks' matrices of a role together, and not at all where these are few too. */
-#define FEW 16 /* squares: their mean is still off by a third */
 static void scale_role(struct choice *c, int64_t n, int64_t step, int64_t n_seq)
 {
     double tokens = 0, sequences = 0;

@@ -125,8 +125,9 @@ struct quant_block {  /* what the corrections did, one per block */
     double dac_share; /* kept share of mu (0: refused), and held-out gain it brought */
     double dac_gain;
     double dac_shift; /* rms of mu */
-    double dac_before, dac_after; /* 0 without float path, and with tuning, which holds those sequences back: rms over channels of the mean deviation at the norm after attention on held-out sequences
-                       * (the only one, where there is one), as a share of the norm's rms; after: what mu leaves. 0 without float path */
+    double dac_before, dac_after; /* rms over channels of the mean deviation at the norm after attention on held-out sequences
+                       * (the only one, where there is one), as a share of the norm's rms; after: what mu leaves. 0 without float path,
+                       * and with tuning, which keeps those sequences out of the statistics */
     double dsq_min, dsq_max; /* range of s^c */
     double dsq_quantile[QUANT_SPREAD]; /* of s^c: 5, 25, 50, 75, 95 % */
     double dsq_gain;  /* error with s^c / error of GPTQ alone; 0: not used */
