@@ -9,6 +9,7 @@ dir=$(mktemp -d) && trap 'rm -rf "$dir"' EXIT
 RANDOM=${SEED:-8}
 n=0 bad=0 part=$dir/part
 ok() { n=$((n + 1)); if [ "$1" -eq 0 ]; then echo "ok $n - $2"; else bad=1; echo "not ok $n - $2"; fi; }
+skip() { n=$((n + 1)); echo "ok $n - $1 # SKIP needs $2"; echo "skip: $1: needs $2"; }
 quantize() { # FORMAT [OPTION...]: part/out, or part/out.gguf
     local out=$part/out; [ "$1" = gguf ] && out+=.gguf
     "$d2q" quantize "$dir/model" -o "$out" --format "$1" --group 32 --nsamples 2 --seqlen 32 --quiet "${@:2}" >"$dir/stdout" 2>"$dir/log"
@@ -79,7 +80,6 @@ rc=0
 fault disk:enospc:999999999 quantize gguf --bits 3 && total=$(cat "$dir/calls") || rc=1
 for i in 0 1 $(shuf -i 2-$((total - 1)) -n "$([ "${D2Q_FAULTS:-}" = all ] && echo 300 || echo 10)" --random-source=<(yes "$RANDOM")) $((total - 1)); do
     one disk:enospc:"$i" gguf || rc=1
-    [ "$i" -lt $((total - 1)) ] || grep -q 'No space left' "$dir/log" || true
 done
 ok $rc "gguf: the disk is full after any number of its $total bytes"
 
@@ -100,7 +100,7 @@ if [ "$(id -u)" -eq 0 ] && mkdir "$dir/small" && mount -t tmpfs -o size=64k none
     [ $rc -eq 1 ] && grep -q 'bytes free' "$dir/log" && [ -z "$(ls "$dir/small")" ]; rc=$?
     umount "$dir/small"
     ok $rc "a small tmpfs: the same"
-fi
+else skip "a small tmpfs: the same" "root, who may mount"; fi
 
 # No permission, or something else in the way: said before the work.
 rm -rf "$part"; mkdir "$part"; echo mine >"$part/out.gguf"
@@ -122,7 +122,7 @@ if [ "$(id -u)" -eq 0 ] && command -v setpriv >/dev/null; then
     [ $? -eq 1 ] && grep -q 'model.safetensors: cannot open: Permission denied' "$dir/log"
     ok $? "no permission to read"
     chmod 644 "$dir/model/model.safetensors"
-fi
+else skip "no permission to write there, or to read" "root and setpriv"; fi
 
 # The source during the run, which stops before its first block gets its name.
 during() { # COMMAND on the source meanwhile; the run's status, its messages in log

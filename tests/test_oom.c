@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <jansson.h>
 
 #include "base/digest.h"
 #include "base/file.h"
@@ -24,9 +25,26 @@
 #define SECONDS 2.0 /* of each test, unless all is asked for */
 
 static char out[512], work[512], other[512];
+static char said[1 << 16]; /* what the last call told that only reads, but for times and memory */
 
 /* One thing the program does: 0, or -1 with *e. */
 typedef int (*action)(const char *how, d2q_error *e);
+
+/* Adds to it; takes the text. */
+static void say(char *text)
+{
+    static const char *const varying[] = { "seconds", "prefill_seconds", "decode_seconds", "peak_rss_bytes", "memory", "peak_bytes", "estimated_seconds" };
+    json_t *o = json_loads(text, 0, NULL);
+    size_t have = strlen(said);
+    assert_non_null(o);
+    for (size_t i = 0; i < sizeof varying / sizeof *varying; i++)
+        json_object_del(o, varying[i]);
+    size_t n = json_dumpb(o, said + have, sizeof said - have - 1, 0);
+    assert_in_range(n, 3, sizeof said - have - 1);
+    said[have + n] = '\0';
+    json_decref(o);
+    d2q_free(text);
+}
 
 static int quantize_with(const char *how, const char *calib, d2q_error *e)
 {
@@ -88,10 +106,11 @@ static int plan(const char *how, d2q_error *e)
     q.seqlen = 24;
     d2q_model *m = d2q_open(how, e);
     int rc = !m || d2q_plan(m, &q, &json, e) ? -1 : 0;
-    d2q_free(json);
-    json = NULL;
+    if (!rc)
+        say(json);
     rc = rc || d2q_choose_types(m, &q, 0, 5.0, &json, e) ? -1 : 0;
-    d2q_free(json);
+    if (!rc)
+        say(json);
     d2q_close(m);
     return rc;
 }
@@ -108,7 +127,8 @@ static int evaluate(const char *how, d2q_error *e)
     o.save_base = !strcmp(how, "base") ? other : NULL;
     d2q_model *m = d2q_open(MODEL, e);
     int rc = !m || d2q_eval(m, &o, &json, e) ? -1 : 0;
-    d2q_free(json);
+    if (!rc)
+        say(json);
     d2q_close(m);
     return rc;
 }
@@ -123,7 +143,8 @@ static int generate(const char *how, d2q_error *e)
     o.temp = 0.8;
     d2q_model *m = d2q_open(how, e);
     int rc = !m || d2q_generate(m, &o, &json, e) ? -1 : 0;
-    d2q_free(json);
+    if (!rc)
+        say(json);
     d2q_close(m);
     return rc;
 }
@@ -133,9 +154,10 @@ static int look(const char *how, d2q_error *e)
     char *a = NULL, *b = NULL, *c = NULL;
     d2q_model *m = d2q_open(how, e);
     int rc = !m || d2q_inspect(m, how[strlen(how) - 1] == 'f' ? "blk.0.attn_q.weight" : "model.layers.0.self_attn.q_proj.weight", &a, e) || d2q_diff(m, m, &b, e) || d2q_verify(how, NULL, NULL, &c, e) ? -1 : 0;
-    d2q_free(a);
-    d2q_free(b);
-    d2q_free(c);
+    if (!rc)
+        say(a), say(b), say(c);
+    else
+        d2q_free(a), d2q_free(b), d2q_free(c);
     d2q_close(m);
     return rc;
 }
@@ -161,15 +183,18 @@ static void sweep(action act, const char *how)
     const char *wish = getenv("D2Q_OOM");
     bool all = wish && !strcmp(wish, "all");
     d2q_error e = { 0 };
-    char want[65], found[65];
+    char want[65], found[65], told[sizeof said];
+    said[0] = '\0';
     mem_fail_after(LONG_MAX);
     if (act(how, &e))
         fail_msg("%s: %s", how, e.message);
     long total = LONG_MAX - mem_fail_left(), tried = 0, step = 1, refused = 0, done = 0;
     digest(want);
+    strcpy(told, said);
     double begin = now();
     for (long n = 1; n <= total; n += step, tried++) {
         e = (d2q_error){ 0 };
+        said[0] = '\0';
         mem_fail_after(n);
         int rc = act(how, &e);
         bool happened = mem_fail_left() <= 0;
@@ -184,11 +209,15 @@ static void sweep(action act, const char *how)
         done += !rc; /* it could do without, or something else than memory went short */
         digest(found);
         assert_string_equal(found, want); /* the old output, or the new one */
+        if (!rc)
+            assert_string_equal(said, told);
         double each = (now() - begin) / (double)(tried + 1), left = (double)(total - n) * each;
         step = all || left <= 0 ? 1 : 1 + (long)(left / (SECONDS - (now() - begin) > 0.1 ? SECONDS - (now() - begin) : 0.1));
     }
+    said[0] = '\0';
     if (act(how, &e))
         fail_msg("%s: %s", how, e.message);
+    assert_string_equal(said, told);
     digest(found);
     assert_string_equal(found, want);
     assert_false(file_exists(work));

@@ -106,7 +106,7 @@ json_t *json_bytes(const char *s, size_t n)
             i++;
         }
     }
-    j = p ? json_stringn(p, k) : json_null();
+    j = p ? json_stringn(p, k) : NULL;
     mem_free(p);
     return j;
 }

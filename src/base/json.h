@@ -15,7 +15,7 @@
  * built of it. Integers beyond 64 bits (transformers writes "model_max_length": 10^30 for "none") become reals. The message says what and where, but no file: put that before it (err_prefix). */
 int json_from_text(const char *text, size_t n, json_t **out, struct err *e);
 
-/* A string of any bytes (paths, text that ends inside a character): what is not UTF-8 becomes U+FFFD; null when there is no memory. */
+/* A string of any bytes (paths, text that ends inside a character): what is not UTF-8 becomes U+FFFD; NULL when there is no memory. */
 json_t *json_bytes(const char *s, size_t n);
 json_t *json_path(const char *path);
 
