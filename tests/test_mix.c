@@ -82,8 +82,67 @@ static double divergence(const float *p, const float *q, int64_t n, int64_t v)
     return sum / (double)n;
 }
 
-/* One matrix at its smallest type, everything else kept: estimated and true KL within a factor of 1.7 (one draw of a token
- * each estimates an expectation; the rest is third order). */
+/* What w becomes on a grid, rounded as quant_mix rounds; in m's memory. */
+static struct tensor rounded(struct model *m, const struct tensor *w, const struct grid *g)
+{
+    struct quant_options rtn = options();
+    struct tensor q;
+    struct err e = { 0 };
+    float *wf = mem_alloc((size_t)tensor_count(w), sizeof *wf);
+    tensor_to_f32(w, wf);
+    rtn.search = SEARCH_MSE;
+    struct solve_in in = { .name = "test", .w = wf, .n_out = w->dim[0], .n_in = w->dim[1], .grid = g };
+    if (grid_alloc(g, &m->arena, "test", w->dim[0], w->dim[1], &q, &e) || solve(&in, &rtn, &q, &e))
+        fail_msg("%s", e.msg);
+    mem_free(wf);
+    return q;
+}
+
+/* One matrix at a type that fits the room given, everything else kept: estimated and true KL within a factor of 1.7 (one draw of a token
+ * each estimates an expectation; the rest is third order). Returns the type. */
+static enum grid_id estimate_one(const char *model, int64_t layer, enum role role, enum grid_id room)
+{
+    struct model *m = open_model(model);
+    struct calib c;
+    struct err e = { 0 };
+    struct quant_options *o = mem_alloc(1, sizeof *o);
+    struct tensor *w = &m->layers[layer].lin[role].w;
+    struct grid g;
+    uint64_t bytes = 0, others = 0;
+    double estimate = 0;
+    *o = options();
+    make_calib(&c, m);
+    for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
+        char keep[128];
+        if (i == layer * ROLE_COUNT + role)
+            continue;
+        snprintf(keep, sizeof keep, "model.layers.%lld.%s=f32", (long long)(i / ROLE_COUNT), role_hf_name[i % ROLE_COUNT]);
+        assert_int_equal(quant_keep_add(o, keep, &e), 0);
+        others += 4 * (uint64_t)tensor_count(&m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w);
+    }
+    grid_init(&g, room, 0, 0, 0, w->dim[1]);
+    struct mix_target t = { .bytes = others + (uint64_t)(grid_row_bits(&g, w->dim[1]) / 8 * (double)w->dim[0]) };
+    if (quant_mix(m, o, &c, &t, NULL, &bytes, &estimate, &e))
+        fail_msg("%s: %s", model, e.msg);
+    assert_true(bytes <= t.bytes);
+    enum grid_id chosen = o->keep[o->n_keep - 1].grid;
+    grid_init(&g, chosen, 0, 0, 0, w->dim[1]);
+    float *p = predictions(m, &c);
+    *w = rounded(m, w, &g);
+    float *r = predictions(m, &c);
+    double truth = divergence(p, r, c.start[c.n], m->hp.n_vocab);
+    if (!(estimate > truth / 1.7 && estimate < truth * 1.7))
+        fail_msg("%s layer %lld %s in %s: estimated %g, measured %g", model, (long long)layer, role_hf_name[role],
+                 grid_table[chosen].name, estimate, truth);
+    mem_free(p);
+    mem_free(r);
+    mem_free(o);
+    calib_release(&c);
+    model_free(m);
+    return chosen;
+}
+
+/* Types measured on all rows and those that are compared with them on some. */
 static void test_estimate(void **state)
 {
     (void)state;
@@ -94,48 +153,9 @@ static void test_estimate(void **state)
     } cases[] = { { "llama", 0, ROLE_DOWN }, { "llama", 1, ROLE_V }, { "qwen2", 0, ROLE_UP }, { "qwen3", 1, ROLE_O },
                   { "mistral", 0, ROLE_GATE } };
     for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
-        struct model *m = open_model(cases[k].model);
-        struct calib c;
-        struct err e = { 0 };
-        struct quant_options *o = mem_alloc(1, sizeof *o), rtn = options();
-        *o = options();
-        make_calib(&c, m);
-        for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++) {
-            char keep[128];
-            snprintf(keep, sizeof keep, "model.layers.%lld.%s=f32", (long long)(i / ROLE_COUNT), role_hf_name[i % ROLE_COUNT]);
-            if (i != cases[k].layer * ROLE_COUNT + cases[k].role)
-                assert_int_equal(quant_keep_add(o, keep, &e), 0);
-        }
-        struct tensor *w = &m->layers[cases[k].layer].lin[cases[k].role].w, q;
-        struct grid g;
-        uint64_t bytes = 0, others = 0;
-        double estimate = 0;
-        grid_init(&g, GRID_q2_k, 0, 0, 0, w->dim[1]);
-        for (int64_t i = 0; i < m->hp.n_layer * ROLE_COUNT; i++)
-            others += 4 * (uint64_t)tensor_count(&m->layers[i / ROLE_COUNT].lin[i % ROLE_COUNT].w);
-        others -= 4 * (uint64_t)tensor_count(w);
-        struct mix_target t = { .bytes = others + (uint64_t)(grid_row_bits(&g, w->dim[1]) / 8 * (double)w->dim[0]) };
-        if (quant_mix(m, o, &c, &t, NULL, &bytes, &estimate, &e))
-            fail_msg("%s: %s", cases[k].model, e.msg);
-        assert_true(bytes <= t.bytes);
-        float *p = predictions(m, &c), *wf = mem_alloc((size_t)tensor_count(w), sizeof *wf);
-        tensor_to_f32(w, wf);
-        assert_int_equal(grid_alloc(&g, &m->arena, "test", w->dim[0], w->dim[1], &q, &e), 0);
-        struct solve_in in = { .name = "test", .w = wf, .n_out = w->dim[0], .n_in = w->dim[1], .grid = &g };
-        rtn.search = SEARCH_MSE;
-        assert_int_equal(solve(&in, &rtn, &q, &e), 0);
-        *w = q;
-        float *r = predictions(m, &c);
-        double truth = divergence(p, r, c.start[c.n], m->hp.n_vocab);
-        if (!(estimate > truth / 1.7 && estimate < truth * 1.7))
-            fail_msg("%s layer %lld %s in %s: estimated %g, measured %g", cases[k].model, (long long)cases[k].layer,
-                     role_hf_name[cases[k].role], grid_table[g.id].name, estimate, truth);
-        mem_free(p);
-        mem_free(r);
-        mem_free(wf);
-        mem_free(o);
-        calib_release(&c);
-        model_free(m);
+        enum grid_id small = estimate_one(cases[k].model, cases[k].layer, cases[k].role, GRID_q2_k);
+        enum grid_id large = estimate_one(cases[k].model, cases[k].layer, cases[k].role, GRID_q6_k);
+        assert_true(small != large);
     }
 }
 

@@ -33,8 +33,16 @@ struct mix {
     int64_t at;             /* first token of the sequence under way */
     struct choice *choice;  /* (n_layer * ROLE_COUNT + 2): the last two are embeddings and head */
     struct bwd b;
+    const struct log *log;
+    double done;            /* blocks; the forward pass counts as a quarter each */
     struct arena arena;
 };
+
+/* Also where a cancelled run ends. */
+static int progress(const struct mix *k, struct err *e)
+{
+    return log_progress(k->log, "measuring types", k->done, (double)k->m->hp.n_layer * 1.25, e);
+}
 
 static enum role x_role(enum role r)
 {
@@ -88,25 +96,39 @@ static void difference(const struct tensor *q, const float *w, float *e)
         e[i] -= w[i];
 }
 
+/* Gradients at a matrix's outputs. */
+struct outputs {
+    const float *dy;       /* (n, rows); or NULL, and those of a head: onehot - p, p = exp(logit - lse) */
+    const double *lse;     /* (n) */
+    const int32_t *token;  /* (n) */
+};
+
+#define WHOLE 2     /* types, the coarsest, that are measured on all rows: they cost most, and what is rounded to them depends most on its neighbours */
+#define SAMPLED 256 /* rows, about, for the others: finding scales is what takes time */
+
 /* Scratch of one matrix. */
 struct scratch {
-    float *w, *e;  /* (chunk, cols): rows of W, and Q - W */
-    float *y;      /* (n, chunk) */
-    double *dot;   /* (n): dy . (Q - W) x of each token */
+    float *w, *e;    /* (chunk, cols): rows of W, and Q - W */
+    float *y, *dy;   /* (n, chunk) */
+    double *dot;     /* (WHOLE, n): dy . (Q - W) x of each token */
+    double *xx, *yy; /* (cols), (rows): sums of squares of x and dy over tokens */
     struct arena arena;
 };
 
-static int scratch_init(struct scratch *s, int64_t n, int64_t chunk, int64_t cols, struct err *e)
+static int scratch_init(struct scratch *s, int64_t n, int64_t chunk, int64_t rows, int64_t cols, struct err *e)
 {
     arena_init(&s->arena);
     s->w = arena_alloc(&s->arena, (size_t)(chunk * cols), sizeof *s->w);
     s->e = arena_alloc(&s->arena, (size_t)(chunk * cols), sizeof *s->e);
     s->y = arena_alloc(&s->arena, (size_t)(n * chunk), sizeof *s->y);
-    s->dot = arena_alloc(&s->arena, (size_t)n, sizeof *s->dot);
-    if (s->w && s->e && s->y && s->dot)
+    s->dy = arena_alloc(&s->arena, (size_t)(n * chunk), sizeof *s->dy);
+    s->dot = arena_zalloc(&s->arena, (size_t)(WHOLE * n), sizeof *s->dot);
+    s->xx = arena_zalloc(&s->arena, (size_t)cols, sizeof *s->xx);
+    s->yy = arena_zalloc(&s->arena, (size_t)rows, sizeof *s->yy);
+    if (s->w && s->e && s->y && s->dy && s->dot && s->xx && s->yy)
         return 0;
     arena_release(&s->arena);
-    return err_nomem(e, "measuring types", (size_t)(chunk * (2 * cols + n)) * sizeof(float));
+    return err_nomem(e, "measuring types", (size_t)(2 * chunk * (cols + n)) * sizeof(float));
 }
 
 /* n tokens, one after the other from the first of a sequence on. */
@@ -142,39 +164,104 @@ static void scale_role(struct choice *c, int64_t n, int64_t step, int64_t n_seq)
             c[i].loss[k] *= sequences / tokens;
 }
 
-/* Adds to c what each type of w costs the outputs of x (n, cols); dy (n, rows). */
-static int measure(const struct mix *k, struct choice *c, const struct tensor *w, const float *x, const float *dy, int64_t n, struct err *e)
+/* dy of the rows [r, r + take), whose weights are in s->w: into s->dy. */
+static void gradients(const struct outputs *out, struct scratch *s, const float *x, int64_t n, int64_t rows, int64_t cols, int64_t r,
+                      int64_t take)
 {
-    int64_t cols = tensor_cols(w), rows = tensor_rows(w), chunk = rows < ROWS ? rows : ROWS;
-    struct scratch s;
-    if (c->n < 2)
-        return 0;
-    if (scratch_init(&s, n, chunk, cols, e))
-        return -1;
-    int rc = 0;
-    for (int i = 0; !rc && i < c->n; i++) {
+    if (!out->dy)
+        la_sgemm(0, 1, n, take, cols, 1, x, cols, s->w, cols, 0, s->dy, take);
+    for (int64_t t = 0; t < n; t++)
+        for (int64_t j = 0; j < take; j++) {
+            float *dy = s->dy + t * take + j;
+            *dy = out->dy ? out->dy[t * rows + r + j] : (float)((out->token[t] == r + j) - exp((double)*dy - out->lse[t]));
+            s->yy[r + j] += (double)*dy * *dy;
+        }
+}
+
+/* Adds rows [r, r + take) to s->dot of the types of c that are measured on all. */
+static int add_rows(struct scratch *s, const struct choice *c, const struct tensor *w, const float *x, const struct outputs *out, int64_t n,
+                    int64_t r, int64_t take, struct err *e)
+{
+    int64_t cols = tensor_cols(w);
+    tensor_rows_f32(w, r, take, s->w);
+    gradients(out, s, x, n, tensor_rows(w), cols, r, take);
+    for (int i = 0; i < WHOLE && i < c->n; i++) {
         struct grid g;
+        struct arena a;
+        struct tensor q;
         grid_init(&g, c->grid[i], 0, 0, 0, cols);
         if (g.kind == KIND_FLOAT) /* for rows that no type divides: costs next to nothing */
             continue;
-        memset(s.dot, 0, (size_t)n * sizeof *s.dot);
-        for (int64_t r = 0; !rc && r < rows; r += chunk) {
-            int64_t take = rows - r < chunk ? rows - r : chunk;
-            struct arena a;
-            struct tensor q;
-            arena_init(&a);
-            tensor_rows_f32(w, r, take, s.w);
-            rc = rounded(&g, s.w, take, cols, &a, &q, e);
-            if (!rc) {
-                difference(&q, s.w, s.e);
-                la_sgemm(0, 1, n, take, cols, 1, x, cols, s.e, cols, 0, s.y, take);
-            }
-            for (int64_t t = 0; !rc && t < n; t++)
-                for (int64_t j = 0; j < take; j++)
-                    s.dot[t] += (double)dy[t * rows + r + j] * s.y[t * take + j];
-            arena_release(&a);
+        arena_init(&a);
+        int rc = rounded(&g, s->w, take, cols, &a, &q, e);
+        if (!rc) {
+            difference(&q, s->w, s->e);
+            la_sgemm(0, 1, n, take, cols, 1, x, cols, s->e, cols, 0, s->y, take);
         }
-        add_losses(k, c, i, s.dot, n);
+        for (int64_t t = 0; !rc && t < n; t++)
+            for (int64_t j = 0; j < take; j++)
+                s->dot[i * n + t] += (double)s->dy[t * take + j] * s->y[t * take + j];
+        arena_release(&a);
+        if (rc)
+            return -1;
+    }
+    return 0;
+}
+
+/* sum of dy^2 x^2 (Q - W)^2 over some rows, as if errors were independent: what a type costs beside another. */
+static int measure_some(struct scratch *s, enum grid_id id, int64_t n, int64_t step, int64_t cols, double *sum, struct err *e)
+{
+    struct arena a;
+    struct tensor q;
+    struct grid g;
+    *sum = 0;
+    grid_init(&g, id, 0, 0, 0, cols);
+    if (g.kind == KIND_FLOAT)
+        return 0;
+    arena_init(&a);
+    int rc = rounded(&g, s->w, n, cols, &a, &q, e);
+    if (!rc)
+        difference(&q, s->w, s->e);
+    for (int64_t i = 0; !rc && i < n; i++) {
+        double row = 0;
+        for (int64_t j = 0; j < cols; j++)
+            row += s->xx[j] * (double)s->e[i * cols + j] * s->e[i * cols + j];
+        *sum += s->yy[i * step] * row;
+    }
+    arena_release(&a);
+    return rc;
+}
+
+/* What each type of w costs the outputs of x (n, cols), in c: the coarse ones by all rows and with all that errors have in common, the
+ * others by how much smaller their errors are. */
+static int measure(const struct mix *k, struct choice *c, const struct tensor *w, const float *x, const struct outputs *out, int64_t n,
+                   struct err *e)
+{
+    int64_t cols = tensor_cols(w), rows = tensor_rows(w), chunk = rows < ROWS ? rows : ROWS;
+    int64_t step = rows < 2 * SAMPLED ? 1 : rows / SAMPLED, some = (rows + step - 1) / step;
+    struct scratch s;
+    if (c->n < 2)
+        return 0;
+    if (scratch_init(&s, n, chunk, rows, cols, e))
+        return -1;
+    int rc = 0;
+    for (int64_t r = 0; !rc && r < rows; r += chunk)
+        rc = progress(k, e) || add_rows(&s, c, w, x, out, n, r, rows - r < chunk ? rows - r : chunk, e) ? -1 : 0;
+    for (int64_t t = 0; t < n; t++)
+        for (int64_t j = 0; j < cols; j++)
+            s.xx[j] += (double)x[t * cols + j] * x[t * cols + j];
+    for (int64_t i = 0; !rc && i < some; i++)
+        tensor_rows_f32(w, i * step, 1, s.w + i * cols);
+    double unit = (double)rows / (double)(2 * n * some); /* until a type with errors says what they have in common */
+    for (int i = 0; !rc && i < c->n; i++) {
+        double sum;
+        rc = measure_some(&s, c->grid[i], some, step, cols, &sum, e);
+        if (!rc && i < WHOLE)
+            add_losses(k, c, i, s.dot + i * n, n);
+        else
+            c->loss[i] = unit * sum;
+        if (!rc && i < WHOLE && sum > 0)
+            unit = c->loss[i] / sum;
     }
     arena_release(&s.arena);
     return rc;
@@ -191,7 +278,7 @@ static int measure_lookup(const struct mix *k, struct choice *c, struct err *e)
     struct scratch s;
     if (c->n < 2)
         return 0;
-    if (scratch_init(&s, n, n, cols, e))
+    if (scratch_init(&s, n, n, 0, cols, e))
         return -1;
     int rc = 0;
     for (int64_t t = 0; t < n; t++)
@@ -224,8 +311,8 @@ static int measure_lookup(const struct mix *k, struct choice *c, struct err *e)
 
 #define HEAD_TOKENS 64
 
-/* logits (n_vocab) become the gradient of log p of a token drawn from them: onehot - p. */
-static void draw(float *logits, int64_t n_vocab, struct rng *rng)
+/* logits (n_vocab) become the gradient of log p of a token drawn from them: onehot - p. Returns the token. */
+static int32_t draw(float *logits, int64_t n_vocab, struct rng *rng, double *lse)
 {
     double sum = 0, at = 0;
     float top = logits[0];
@@ -247,6 +334,26 @@ static void draw(float *logits, int64_t n_vocab, struct rng *rng)
     for (int64_t v = 0; v < n_vocab; v++)
         logits[v] = (float)(-logits[v] / sum);
     logits[token] += 1;
+    *lse = (double)top + log(sum);
+    return (int32_t)token;
+}
+
+/* Tokens that the head is measured on: few tell enough of the widest matrix there is. */
+struct head_tokens {
+    float *x; /* (n, d) */
+    double *lse;
+    int32_t *token;
+    int64_t n;
+};
+
+static int measure_head(const struct mix *k, struct choice *c, const struct head_tokens *h, struct err *e)
+{
+    struct outputs out = { .lse = h->lse, .token = h->token };
+    if (measure(k, c, &k->m->lm_head, h->x, &out, h->n, e))
+        return -1;
+    for (int i = 0; i < c->n; i++) /* as if all had been asked */
+        c->loss[i] *= (double)k->n_tok / (double)h->n;
+    return 0;
 }
 
 /* k->dh from the outputs of the last block, and what types of the head cost. */
@@ -256,30 +363,32 @@ static int head(struct mix *k, const struct quant_options *o, struct choice *c, 
     const float *h = k->h + m->hp.n_layer * k->n_tok * k->d;
     struct rng rng;
     struct grid g;
+    struct arena a;
+    struct head_tokens some = { .n = 0 };
     rng_init(&rng, 1, 7);
-    float *logits = mem_alloc((size_t)(HEAD_TOKENS * m->hp.n_vocab), sizeof *logits);
-    float *x = mem_alloc((size_t)(2 * HEAD_TOKENS * k->d), sizeof *x);
-    int rc = logits && x ? 0 : err_nomem(e, "logits", (size_t)(HEAD_TOKENS * m->hp.n_vocab) * sizeof *logits);
-    bool wanted = c && !quant_grid_kept(o, c->name, k->d, &g);
-    int64_t asked = 0;
+    arena_init(&a);
+    float *logits = arena_alloc(&a, (size_t)(HEAD_TOKENS * m->hp.n_vocab), sizeof *logits);
+    float *x = arena_alloc(&a, (size_t)(2 * HEAD_TOKENS * k->d), sizeof *x);
+    some.x = arena_alloc(&a, (size_t)((k->n_tok / 4 + HEAD_TOKENS) * k->d), sizeof *some.x);
+    some.lse = arena_alloc(&a, (size_t)k->n_tok, sizeof *some.lse);
+    some.token = arena_alloc(&a, (size_t)k->n_tok, sizeof *some.token);
+    int rc = logits && x && some.x && some.lse && some.token ? 0 : err_nomem(e, "logits", (size_t)(HEAD_TOKENS * m->hp.n_vocab) * sizeof *logits);
     for (int64_t t = 0; !rc && t < k->n_tok; t += HEAD_TOKENS) {
-        int64_t n = k->n_tok - t < HEAD_TOKENS ? k->n_tok - t : HEAD_TOKENS;
+        int64_t n = k->n_tok - t < HEAD_TOKENS ? k->n_tok - t : HEAD_TOKENS, at = some.n;
         float *dx = x + HEAD_TOKENS * k->d;
         rc = fwd_logits(m, h + t * k->d, n, x, logits, e);
         for (int64_t i = 0; !rc && i < n; i++)
-            draw(logits + i * m->hp.n_vocab, m->hp.n_vocab, &rng);
-        /* few tokens tell enough of the widest matrix there is */
-        if (!rc && wanted && t / HEAD_TOKENS % 4 == 0) {
-            rc = measure(k, c, &m->lm_head, x, logits, n, e);
-            asked += n;
+            some.token[at + i] = draw(logits + i * m->hp.n_vocab, m->hp.n_vocab, &rng, &some.lse[at + i]);
+        if (t / HEAD_TOKENS % 4 == 0) {
+            memcpy(some.x + at * k->d, x, (size_t)(n * k->d) * sizeof *x);
+            some.n += n;
         }
         rc = rc || bwd_linear(&m->lm_head, logits, n, dx, false, e) ||
              bwd_rmsnorm(h + t * k->d, m->out_norm, dx, n, k->d, m->hp.rms_eps, k->dh + t * k->d, false, NULL, e) ? -1 : 0;
     }
-    for (int i = 0; wanted && i < c->n; i++) /* as if all had been asked */
-        c->loss[i] *= (double)k->n_tok / (double)asked;
-    mem_free(logits);
-    mem_free(x);
+    if (!rc && c && !quant_grid_kept(o, c->name, k->d, &g))
+        rc = measure_head(k, c, &some, e);
+    arena_release(&a);
     return rc;
 }
 
@@ -306,13 +415,15 @@ static int one_block(struct mix *k, int64_t l, struct err *e)
             bwd_block(k->m, layer, &k->b, h, n, k->dh + k->start[i] * k->d, &sink, e))
             return -1;
     }
-    for (int r = 0; r < ROLE_COUNT; r++)
-        if (measure(k, &k->choice[l * ROLE_COUNT + r], &layer->lin[r].w, k->x[x_role((enum role)r)], k->dy[r], k->n_tok, e))
+    for (int r = 0; r < ROLE_COUNT; r++) {
+        struct outputs out = { .dy = k->dy[r] };
+        if (measure(k, &k->choice[l * ROLE_COUNT + r], &layer->lin[r].w, k->x[x_role((enum role)r)], &out, k->n_tok, e))
             return -1;
+    }
     return 0;
 }
 
-static int forward(struct mix *k, const struct log *log, struct err *e)
+static int forward(struct mix *k, struct err *e)
 {
     int64_t L = k->m->hp.n_layer, stride = k->n_tok * k->d;
     if (fwd_embed(k->m, k->ids, k->n_tok, k->h, e))
@@ -323,7 +434,8 @@ static int forward(struct mix *k, const struct log *log, struct err *e)
             if (fwd_block(k->m, &k->m->layers[l], &k->b.f, k->h + (l + 1) * stride + k->start[i] * k->d,
                           k->start[i + 1] - k->start[i], e))
                 return -1;
-        if (log_progress(log, "measuring types", (double)l / 4, (double)L * 1.25, e))
+        k->done = (double)(l + 1) / 4;
+        if (progress(k, e))
             return -1;
     }
     return 0;
@@ -458,14 +570,16 @@ static int mix_init(struct mix *k, const struct quant_options *o, bool tables, b
 int quant_mix(struct model *m, struct quant_options *o, const struct calib *c, const struct mix_target *target,
               const struct log *log, uint64_t *bytes, double *loss, struct err *e)
 {
-    struct mix k = { .m = m, .c = c, .d = m->hp.n_embd };
+    struct mix k = { .m = m, .c = c, .d = m->hp.n_embd, .log = log };
     int64_t n = 0, L = m->hp.n_layer;
     bool one = m->hp.tied && !o->rotate;
     arena_init(&k.arena);
-    int rc = take_tokens(&k, e) || mix_init(&k, o, target->tables, one, &n, e) || forward(&k, log, e) ||
+    int rc = take_tokens(&k, e) || mix_init(&k, o, target->tables, one, &n, e) || forward(&k, e) ||
              head(&k, o, target->tables ? &k.choice[L * ROLE_COUNT] : NULL, e) ? -1 : 0;
-    for (int64_t l = L - 1; !rc && l >= 0; l--)
-        rc = log_progress(log, "measuring types", (double)L / 4 + (double)(L - l), (double)L * 1.25, e) || one_block(&k, l, e) ? -1 : 0;
+    for (int64_t l = L - 1; !rc && l >= 0; l--) {
+        rc = one_block(&k, l, e);
+        k.done++;
+    }
     if (!rc && target->tables && !one)
         rc = measure_lookup(&k, &k.choice[L * ROLE_COUNT + 1], e);
     for (int r = 0; !rc && r < ROLE_COUNT; r++)
