@@ -103,7 +103,7 @@ struct outputs {
     const int32_t *token;  /* (n) */
 };
 
-#define WHOLE 2     /* types, the coarsest, that are measured on all rows: they cost most, and what is rounded to them depends most on its neighbours */
+#define WHOLE 2     /* types, the coarsest, measured on all rows: they cost most, and their errors have most in common */
 #define SAMPLED 256 /* rows, about, for the others: finding scales is what takes time */
 
 /* Scratch of one matrix. */
