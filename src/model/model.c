@@ -183,6 +183,17 @@ static int refuse_norms(struct loader *l)
     return 0;
 }
 
+/* Blocks that the configuration does not count would be left out of the model without a word. */
+static int refuse_more_layers(struct loader *l)
+{
+    int64_t n = l->m->hp.n_layer;
+    struct tensor t;
+    const char *name = layer_name(l, n, "input_layernorm", "attn_norm", ".weight");
+    int found = name ? checkpoint_tensor(l->m->ck, name, &t, l->e) : -1;
+    return found > 0 ? err_set(l->e, ERR_FORMAT, "tensor %s: expected %lld layers, as the configuration says, found more", name, (long long)n)
+                     : found;
+}
+
 static size_t slot_count(const struct model *m)
 {
     return (size_t)(m->hp.n_layer * ROLE_COUNT + 1);
@@ -215,6 +226,8 @@ static int load_tensors(struct loader *l)
             lin->slot->of = lin->w.data;
         }
     }
+    if (refuse_more_layers(l))
+        return -1;
     m->slots[hp->n_layer * ROLE_COUNT].of = m->lm_head.data;
     if (l->gguf) { /* flags say what is there, whatever the family's rule */
         hp->qkv_bias = hp->o_bias = hp->mlp_bias = false;
