@@ -385,6 +385,24 @@ static void test_convert(void **state)
     json_decref(j);
 }
 
+/* A configuration that counts fewer layers than the file holds. */
+static void test_more_layers(void **state)
+{
+    (void)state;
+    expect_status(d2q("convert " LLAMA " -o %s/few --format hf", dir), 0);
+    assert_null(strstr(last.err, "more layers"));
+    const char *path = scratch_path(dir, "few/config.json");
+    json_t *config = json_load_file(path, 0, NULL);
+    assert_int_equal(json_object_set_new(config, "num_hidden_layers", json_integer(1)), 0);
+    assert_int_equal(json_dump_file(config, path, 0), 0);
+    json_decref(config);
+    expect_status(d2q("convert %s/few -o %s/few.gguf", dir, dir), 0);
+    expect_text(last.err, "/few: has more layers than the 1 of its configuration; they are left out");
+    expect_status(d2q("quantize %s/few -o %s/fewer --method rtn --bits 3 --group 32", dir, dir), 0);
+    expect_text(last.err, "more layers than the 1");
+    assert_null(strstr(strstr(last.err, "more layers") + 1, "more layers")); /* once */
+}
+
 /* What is printed of bits is what lies in the file; matrices that vLLM makes one of must be alike. */
 static void test_bits_and_likeness(void **state)
 {
@@ -803,7 +821,7 @@ int main(void)
         cmocka_unit_test(test_bytes),
         cmocka_unit_test(test_formats),
         cmocka_unit_test(test_gguf),
-        cmocka_unit_test(test_convert),
+        cmocka_unit_test(test_convert), cmocka_unit_test(test_more_layers),
         cmocka_unit_test(test_bits_and_likeness),
         cmocka_unit_test(test_card_and_loads),
         cmocka_unit_test(test_dry_run),

@@ -349,6 +349,14 @@ static json_t *result_json(const struct model *m, const d2q_quantize_options *in
     return root;
 }
 
+/* Once, before the work. */
+static void tell_of_more_layers(struct model *m, const struct log *log)
+{
+    if (m->more_layers)
+        log_warn(log, "%s: has more layers than the %lld of its configuration; they are left out", m->ck->path, (long long)m->hp.n_layer);
+    m->more_layers = false;
+}
+
 int d2q_quantize(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q_error *err)
 {
     struct quant_options o;
@@ -360,6 +368,8 @@ int d2q_quantize(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q
     double t0 = log_now();
     int rc = api_quant_options(in, dm->m, &o, &e) || api_histogram_check(dm->m, in->histogram, &e);
     struct work work = { .lock = -1 };
+    if (!rc)
+        tell_of_more_layers(dm->m, &log);
     rc = rc || prepare(dm->m, in, &o, &log, &work, &c, &e);
     struct tensor *floats = rc ? NULL : api_matrices(dm->m, &e); /* as they are before */
     rc = rc || !floats;
@@ -483,6 +493,7 @@ int d2q_export(d2q_model *dm, const char *format, const char *path, const d2q_ex
     o.files = &files;
     if (!exporter_by_name(format, &e))
         return api_fail(err, &e);
+    tell_of_more_layers(dm->m, &log);
     json_t *meta = in && in->meta ? json_loads(in->meta, 0, NULL) : NULL, *loads = loads_list(dm->m, format, &o, NULL), *inputs = NULL;
     const char *calib = json_string_value(json_object_get(json_object_get(meta, "options"), "calib"));
     struct card card = { dm->m, format, in ? in->command : NULL, meta, loads, NULL, bits_per_weight(dm->m, format), 0 };

@@ -183,15 +183,13 @@ static int refuse_norms(struct loader *l)
     return 0;
 }
 
-/* Blocks that the configuration does not count would be left out of the model without a word. */
-static int refuse_more_layers(struct loader *l)
+static int look_beyond(struct loader *l)
 {
-    int64_t n = l->m->hp.n_layer;
     struct tensor t;
-    const char *name = layer_name(l, n, "input_layernorm", "attn_norm", ".weight");
+    const char *name = layer_name(l, l->m->hp.n_layer, "input_layernorm", "attn_norm", ".weight");
     int found = name ? checkpoint_tensor(l->m->ck, name, &t, l->e) : -1;
-    return found > 0 ? err_set(l->e, ERR_FORMAT, "tensor %s: expected %lld layers, as the configuration says, found more", name, (long long)n)
-                     : found;
+    l->m->more_layers = found > 0;
+    return found < 0 ? -1 : 0;
 }
 
 static size_t slot_count(const struct model *m)
@@ -226,7 +224,7 @@ static int load_tensors(struct loader *l)
             lin->slot->of = lin->w.data;
         }
     }
-    if (refuse_more_layers(l))
+    if (look_beyond(l))
         return -1;
     m->slots[hp->n_layer * ROLE_COUNT].of = m->lm_head.data;
     if (l->gguf) { /* flags say what is there, whatever the family's rule */

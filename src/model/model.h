@@ -64,6 +64,7 @@ struct model {
     float rope_attn_scale;   /* factor on cos and sin, 1 but for some scalings */
     struct layer *layers;    /* n_layer */
     struct packed_slot *slots; /* of each linear of each layer, then lm_head */
+    bool more_layers;        /* the file holds some beyond hp.n_layer, which are no part of the model (as transformers has it) */
     bool unfinished;         /* quantizing began and did not end (model_whole) */
 };
 
