@@ -134,6 +134,7 @@ static void test_wrong_usage(void **state)
         { "quantize " LLAMA " other -o x", "one MODEL is expected" },
         { "quantize " LLAMA " -o x --bits 5", "--bits: expected one of 2, 3, 4, found '5'" },
         { "quantize " LLAMA " -o x --bits 3x", "found '3x'" },
+        { "quantize " LLAMA " -o x --bits 7", "--bits: expected one of 2, 3, 4, found '7'\n" }, /* near nothing */
         { "quantize " LLAMA " -o x --bits=", "found ''" },
         { "quantize " LLAMA " -o x --bits", "--bits needs a value" },
         { "quantize " LLAMA " -o x --group -3", "--group: expected a whole number from 0" },

@@ -127,7 +127,7 @@ const char *opt_nearest(const char *word, const char *const *names)
         size_t n = strlen(word), d = distance(word, *names);
         if (n >= 3 && !strncmp(word, *names, n))
             d = 1; /* an abbreviation */
-        if (d < least) {
+        if (d < least && d < n) { /* a letter in common */
             least = d;
             best = *names;
         }
