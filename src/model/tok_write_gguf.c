@@ -207,14 +207,6 @@ static int same_ids(const struct tokenizer *a, const struct tokenizer *b, const 
     return rc;
 }
 
-static bool found_normalized(const struct tokenizer *t, int32_t id)
-{
-    for (size_t i = 0; i < t->normed.n; i++)
-        if (t->normed.a[i].id == id)
-            return true;
-    return false;
-}
-
 int tokenizer_compare(const struct tokenizer *original, const struct tokenizer *b, struct err *e)
 {
     char buf[4096];
@@ -228,7 +220,7 @@ int tokenizer_compare(const struct tokenizer *original, const struct tokenizer *
     if (a->nfc != b->nfc) /* tokens may be pieces of what NFC changes */
         return 0;
     for (int32_t id = 0; id < a->n && id < b->n; id += 1 + a->n / 20000) {
-        if (found_normalized(a, id)) /* warn tells */
+        if (tokenizer_normed(a, id)) /* warn tells */
             continue;
         size_t k = tokenizer_piece(a, id, false, buf + n, sizeof buf - n);
         if (n + k > sizeof buf) { /* it was cut */

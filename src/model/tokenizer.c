@@ -337,6 +337,14 @@ static size_t put(char *buf, size_t cap, size_t at, const char *s, size_t n)
     return at + n;
 }
 
+const struct added *tokenizer_normed(const struct tokenizer *t, int32_t id)
+{
+    for (size_t i = 0; i < t->normed.n; i++)
+        if (t->normed.a[i].id == id)
+            return &t->normed.a[i];
+    return NULL;
+}
+
 size_t tokenizer_piece(const struct tokenizer *t, int32_t id, bool show_special, char *buf, size_t cap)
 {
     if (id < 0 || id >= t->n)
@@ -349,12 +357,12 @@ size_t tokenizer_piece(const struct tokenizer *t, int32_t id, bool show_special,
     const char *s = k->raw;
     size_t n = k->n, at = 0;
     bool marked = t->space_marker && k->kind == TOKEN_NORMAL;
-    for (size_t i = 0; i < t->normed.n && k->kind != TOKEN_NORMAL && !marked; i++)
-        if (t->normed.a[i].id == id) { /* as it stands in normalized text, like the package tokenizers (0.23) */
-            s = t->normed.a[i].text;
-            n = t->normed.a[i].n;
-            marked = true;
-        }
+    const struct added *normed = k->kind == TOKEN_NORMAL ? NULL : tokenizer_normed(t, id);
+    if (normed) { /* as it stands in normalized text, like the package tokenizers (0.23) */
+        s = normed->text;
+        n = normed->n;
+        marked = true;
+    }
     if (!marked)
         return put(buf, cap, 0, s, n);
     for (size_t i = 0; i < n;) {

@@ -130,6 +130,8 @@ bool raw_from_chars(const char *s, size_t n, char *out, size_t *out_n);
 bool byte_name(const char *s, size_t n, uint8_t *byte);
 /* After the normalizer is known: fills t->normed, which takes its tokens from t->added. */
 int tokenizer_normalize_added(struct tokenizer *t, struct err *e);
+/* The added token of that id that is looked for in normalized text; NULL: it is none. */
+const struct added *tokenizer_normed(const struct tokenizer *t, int32_t id);
 /* raw, a copy of the text s of a byte-level token, becomes the bytes that it stands for; it stands as it is where a character is not of the
  * table: never made by merging. */
 void token_bytes(struct token *k, char *raw, const char *s, size_t n);

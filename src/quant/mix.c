@@ -78,24 +78,6 @@ static void choice_init(struct choice *c, const struct quant_options *o, const c
 
 #define ROWS 4096 /* of a matrix at a time */
 
-/* What the rows w (n, cols) become on g: q, in a. */
-static int rounded(const struct grid *g, const float *w, int64_t n, int64_t cols, struct arena *a, struct tensor *q, struct err *e)
-{
-    struct quant_options o = { .search = SEARCH_MSE };
-    struct solve_in in = { .name = "matrix", .w = w, .n_out = n, .n_in = cols, .grid = g };
-    if (grid_alloc(g, a, "matrix", n, cols, q, e))
-        return -1;
-    return solve(&in, &o, q, e);
-}
-
-/* e = Q - W */
-static void difference(const struct tensor *q, const float *w, float *e)
-{
-    tensor_to_f32(q, e);
-    for (int64_t i = 0; i < tensor_count(q); i++)
-        e[i] -= w[i];
-}
-
 /* Gradients at a matrix's outputs. */
 struct outputs {
     const float *dy;       /* (n, rows); or NULL, and those of a head: onehot - p, p = exp(logit - lse) */
@@ -129,6 +111,28 @@ static int scratch_init(struct scratch *s, int64_t n, int64_t chunk, int64_t row
         return 0;
     arena_release(&s->arena);
     return err_nomem(e, "measuring types", (size_t)(2 * chunk * (cols + n)) * sizeof(float));
+}
+
+/* s->e (n, cols) = Q - W of the rows in s->w, rounded to nearest on id; 0 in float, which is for rows that no type divides. */
+static int errors(struct scratch *s, enum grid_id id, int64_t n, int64_t cols, struct err *e)
+{
+    struct quant_options o = { .search = SEARCH_MSE };
+    struct grid g;
+    struct solve_in in = { .name = "matrix", .w = s->w, .n_out = n, .n_in = cols, .grid = &g };
+    struct arena a;
+    struct tensor q;
+    grid_init(&g, id, 0, 0, 0, cols);
+    memset(s->e, 0, (size_t)(n * cols) * sizeof *s->e);
+    if (g.kind == KIND_FLOAT)
+        return 0;
+    arena_init(&a);
+    int rc = grid_alloc(&g, &a, "matrix", n, cols, &q, e) || solve(&in, &o, &q, e) ? -1 : 0;
+    if (!rc)
+        tensor_to_f32(&q, s->e);
+    for (int64_t i = 0; !rc && i < n * cols; i++)
+        s->e[i] -= s->w[i];
+    arena_release(&a);
+    return rc;
 }
 
 /* n tokens, one after the other from the first of a sequence on. */
@@ -186,24 +190,12 @@ static int add_rows(struct scratch *s, const struct choice *c, const struct tens
     tensor_rows_f32(w, r, take, s->w);
     gradients(out, s, x, n, tensor_rows(w), cols, r, take);
     for (int i = 0; i < WHOLE && i < c->n; i++) {
-        struct grid g;
-        struct arena a;
-        struct tensor q;
-        grid_init(&g, c->grid[i], 0, 0, 0, cols);
-        if (g.kind == KIND_FLOAT) /* for rows that no type divides: costs next to nothing */
-            continue;
-        arena_init(&a);
-        int rc = rounded(&g, s->w, take, cols, &a, &q, e);
-        if (!rc) {
-            difference(&q, s->w, s->e);
-            la_sgemm(0, 1, n, take, cols, 1, x, cols, s->e, cols, 0, s->y, take);
-        }
-        for (int64_t t = 0; !rc && t < n; t++)
+        if (errors(s, c->grid[i], take, cols, e))
+            return -1;
+        la_sgemm(0, 1, n, take, cols, 1, x, cols, s->e, cols, 0, s->y, take);
+        for (int64_t t = 0; t < n; t++)
             for (int64_t j = 0; j < take; j++)
                 s->dot[i * n + t] += (double)s->dy[t * take + j] * s->y[t * take + j];
-        arena_release(&a);
-        if (rc)
-            return -1;
     }
     return 0;
 }
@@ -211,25 +203,16 @@ static int add_rows(struct scratch *s, const struct choice *c, const struct tens
 /* sum of dy^2 x^2 (Q - W)^2 over some rows, as if errors were independent: what a type costs beside another. */
 static int measure_some(struct scratch *s, enum grid_id id, int64_t n, int64_t step, int64_t cols, double *sum, struct err *e)
 {
-    struct arena a;
-    struct tensor q;
-    struct grid g;
     *sum = 0;
-    grid_init(&g, id, 0, 0, 0, cols);
-    if (g.kind == KIND_FLOAT)
-        return 0;
-    arena_init(&a);
-    int rc = rounded(&g, s->w, n, cols, &a, &q, e);
-    if (!rc)
-        difference(&q, s->w, s->e);
-    for (int64_t i = 0; !rc && i < n; i++) {
+    if (errors(s, id, n, cols, e))
+        return -1;
+    for (int64_t i = 0; i < n; i++) {
         double row = 0;
         for (int64_t j = 0; j < cols; j++)
             row += s->xx[j] * (double)s->e[i * cols + j] * s->e[i * cols + j];
         *sum += s->yy[i * step] * row;
     }
-    arena_release(&a);
-    return rc;
+    return 0;
 }
 
 /* What each type of w costs the outputs of x (n, cols), in c: the coarse ones by all rows and with all that errors have in common, the
@@ -284,16 +267,7 @@ static int measure_lookup(const struct mix *k, struct choice *c, struct err *e)
     for (int64_t t = 0; t < n; t++)
         tensor_rows_f32(w, ids[t], 1, s.w + t * cols);
     for (int i = 0; !rc && i < c->n; i++) {
-        struct grid g;
-        struct arena a;
-        struct tensor q;
-        arena_init(&a);
-        grid_init(&g, c->grid[i], 0, 0, 0, cols);
-        if (g.kind == KIND_FLOAT)
-            continue;
-        rc = rounded(&g, s.w, n, cols, &a, &q, e);
-        if (!rc)
-            difference(&q, s.w, s.e);
+        rc = errors(&s, c->grid[i], n, cols, e);
         for (int64_t t = 0; !rc && t < n; t++) {
             s.dot[t] = 0;
             for (int64_t j = 0; j < cols; j++)
@@ -301,7 +275,6 @@ static int measure_lookup(const struct mix *k, struct choice *c, struct err *e)
         }
         if (!rc)
             add_losses(k, c, i, s.dot, n);
-        arena_release(&a);
     }
     arena_release(&s.arena);
     return rc;
@@ -577,7 +550,7 @@ int quant_mix(struct model *m, struct quant_options *o, const struct calib *c, c
     int rc = take_tokens(&k, e) || mix_init(&k, o, target->tables, one, &n, e) || forward(&k, e) ||
              head(&k, o, target->tables ? &k.choice[L * ROLE_COUNT] : NULL, e) ? -1 : 0;
     for (int64_t l = L - 1; !rc && l >= 0; l--) {
-        rc = one_block(&k, l, e);
+        rc = progress(&k, e) || one_block(&k, l, e) ? -1 : 0;
         k.done++;
     }
     if (!rc && target->tables && !one)
