@@ -29,6 +29,7 @@ static void compare_item(void *ctx, size_t i, int worker)
     j->differ[i] = k < cols;
 }
 
+/* What the source model itself has wrong is said of its file, not of the temporary one. */
 static int compare_matrix(const struct gguf_out *g, const struct model *back, const struct tensor *a, const struct tensor *b, struct err *e)
 {
     int64_t rows = tensor_rows(a), cols = tensor_cols(a), bad = -1;
@@ -45,36 +46,41 @@ static int compare_matrix(const struct gguf_out *g, const struct model *back, co
         checkpoint_forget_rows(g->m->ck, a, i, n);
         checkpoint_forget_rows(back->ck, b, i, n);
     }
+    bool source = bad >= 0 && !verify_row_finite(a, bad, scratch);
     mem_free(scratch);
-    return bad < 0 ? 0 : err_set(e, ERR_IO, "%s: tensor %s: row %lld is not finite or differs from the model after writing",
-                                 back->ck->path, b->name, (long long)bad);
+    if (source)
+        return err_set(e, ERR_NUMERIC, "%s: tensor %s: row %lld has a value that is not finite", g->m->ck->path, a->name, (long long)bad);
+    return bad < 0 ? 0 : err_set(e, ERR_IO, "%s: tensor %s: row %lld differs from the model after writing", back->ck->path, b->name,
+                                 (long long)bad);
 }
 
-static int compare_vector(const struct model *back, const char *what, int64_t layer, const float *a, const float *b, int64_t n,
-                          struct err *e)
+static int compare_vector(const struct gguf_out *g, const struct model *back, const char *what, int64_t layer, const float *a,
+                          const float *b, int64_t n, struct err *e)
 {
     int64_t i = 0;
     while (a && b && i < n && a[i] == b[i] && isfinite(a[i]))
         i++;
     if ((!a && !b) || (a && b && i == n))
         return 0;
-    return err_set(e, ERR_IO, "%s: block %lld, %s: value %lld is not finite or differs from the model after writing",
-                   back->ck->path, (long long)layer, what, (long long)i);
+    if (a && i < n && !isfinite(a[i]))
+        return err_set(e, ERR_NUMERIC, "%s: block %lld, %s: value %lld is not finite", g->m->ck->path, (long long)layer, what, (long long)i);
+    return err_set(e, ERR_IO, "%s: block %lld, %s: value %lld differs from the model after writing", back->ck->path, (long long)layer,
+                   what, (long long)i);
 }
 
 static int compare_layer(const struct gguf_out *g, const struct model *back, int64_t l, struct err *e)
 {
     const struct layer *a = &g->m->layers[l], *b = &back->layers[l];
     const struct hparams *hp = &g->m->hp;
-    if (compare_vector(back, "attn_norm", l, a->attn_norm, b->attn_norm, hp->n_embd, e) ||
-        compare_vector(back, "ffn_norm", l, a->ffn_norm, b->ffn_norm, hp->n_embd, e) ||
-        compare_vector(back, "attn_q_norm", l, a->q_norm, b->q_norm, hp->head_dim, e) ||
-        compare_vector(back, "attn_k_norm", l, a->k_norm, b->k_norm, hp->head_dim, e))
+    if (compare_vector(g, back, "attn_norm", l, a->attn_norm, b->attn_norm, hp->n_embd, e) ||
+        compare_vector(g, back, "ffn_norm", l, a->ffn_norm, b->ffn_norm, hp->n_embd, e) ||
+        compare_vector(g, back, "attn_q_norm", l, a->q_norm, b->q_norm, hp->head_dim, e) ||
+        compare_vector(g, back, "attn_k_norm", l, a->k_norm, b->k_norm, hp->head_dim, e))
         return -1;
     for (int r = 0; r < ROLE_COUNT; r++) {
         const float *bias = r >= ROLE_GATE && g->drop_mlp_bias ? NULL : a->lin[r].b;
         if (compare_matrix(g, back, &a->lin[r].w, &b->lin[r].w, e) ||
-            compare_vector(back, role_gguf_name[r], l, bias, b->lin[r].b, a->lin[r].w.dim[0], e))
+            compare_vector(g, back, role_gguf_name[r], l, bias, b->lin[r].b, a->lin[r].w.dim[0], e))
             return -1;
     }
     return 0;
@@ -108,7 +114,7 @@ static int compare_models(const struct gguf_out *g, const struct model *back, co
 {
     const struct model *m = g->m;
     if (compare_shape(g, back, e) || compare_rope(g, back, e) ||
-        compare_vector(back, "output_norm", 0, m->out_norm, back->out_norm, m->hp.n_embd, e) ||
+        compare_vector(g, back, "output_norm", 0, m->out_norm, back->out_norm, m->hp.n_embd, e) ||
         compare_matrix(g, back, &m->tok_embd, &back->tok_embd, e) ||
         (!m->hp.tied && compare_matrix(g, back, &m->lm_head, &back->lm_head, e)))
         return -1;

@@ -230,15 +230,19 @@ struct finite_job {
     uint8_t *bad;   /* a byte for each row */
 };
 
+bool verify_row_finite(const struct tensor *t, int64_t row, float *x)
+{
+    int64_t cols = tensor_cols(t), k = 0;
+    tensor_rows_f32(t, row, 1, x);
+    while (k < cols && isfinite(x[k]))
+        k++;
+    return k == cols;
+}
+
 static void finite_item(void *ctx, size_t i, int worker)
 {
     const struct finite_job *j = ctx;
-    int64_t cols = tensor_cols(j->t), k = 0;
-    float *x = j->scratch + worker * cols;
-    tensor_rows_f32(j->t, (int64_t)i, 1, x);
-    while (k < cols && isfinite(x[k]))
-        k++;
-    j->bad[i] = k < cols;
+    j->bad[i] = !verify_row_finite(j->t, (int64_t)i, j->scratch + worker * tensor_cols(j->t));
 }
 
 /* *row: the first with a value that is no number, or -1. */

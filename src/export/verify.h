@@ -23,5 +23,7 @@ int checksums_foreign(const char *dir, char *out, size_t cap, struct err *e);
 int verify_model(const char *path, const struct log *log, json_t **report, struct err *e);
 /* Every tensor of c against the checksums that came with it: 0, or -1 naming the first that differs. None there: 0. */
 int verify_checksums(const struct checkpoint *c, struct err *e);
+/* x: room for a row of t. */
+bool verify_row_finite(const struct tensor *t, int64_t row, float *x);
 
 #endif

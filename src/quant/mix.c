@@ -122,9 +122,10 @@ static int errors(struct scratch *s, enum grid_id id, int64_t n, int64_t cols, s
     struct arena a;
     struct tensor q;
     grid_init(&g, id, 0, 0, 0, cols);
-    memset(s->e, 0, (size_t)(n * cols) * sizeof *s->e);
-    if (g.kind == KIND_FLOAT)
+    if (g.kind == KIND_FLOAT) {
+        memset(s->e, 0, (size_t)(n * cols) * sizeof *s->e);
         return 0;
+    }
     arena_init(&a);
     int rc = grid_alloc(&g, &a, "matrix", n, cols, &q, e) || solve(&in, &o, &q, e) ? -1 : 0;
     if (!rc)
