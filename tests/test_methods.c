@@ -1,4 +1,4 @@
-/* The baselines against plain double-precision versions: GPTAQ and BoA on random problems, rotation on tiny models. */
+/* Methods against plain double-precision versions: GPTAQ, BoA and DSQ on random problems, rotation on tiny models. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -122,19 +122,81 @@ static double *plain_term(struct arena *a, const float *dx, const double *u, int
     return p;
 }
 
-static void plain_gptaq(const float *w, const double *u, const double *p, int64_t d, int group, int maxq, uint8_t *codes)
+/* perm: NULL, or the inputs by activation order, whose groups' parameters come from the weights as they were; u and p are in that order. */
+static void plain_gptaq(const float *w, const double *u, const double *p, const int32_t *perm, int64_t d, int group, int maxq,
+                        uint8_t *codes)
 {
-    double t[512], s = 0, z = 0;
+    double t[512], s[512] = { 0 }, z[512] = { 0 };
     for (int64_t j = 0; j < d; j++)
         t[j] = w[j];
+    for (int64_t j = 0; perm && j < d; j += group)
+        fit(t + j, d - j < group ? d - j : group, maxq, &s[j / group], &z[j / group]);
+    for (int64_t j = 0; perm && j < d; j++)
+        t[j] = w[perm[j]];
     for (int64_t j = 0; j < d; j++) {
-        if (j % group == 0)
-            fit(t + j, d - j < group ? d - j : group, maxq, &s, &z);
-        double q = fmin(fmax(rint(t[j] / s + z), 0), maxq), e = (t[j] - s * (q - z)) / u[j * d + j];
-        codes[j] = (uint8_t)q;
+        int64_t at = perm ? perm[j] : j, g = at / group;
+        if (!perm && j % group == 0)
+            fit(t + j, d - j < group ? d - j : group, maxq, &s[g], &z[g]);
+        double q = fmin(fmax(rint(t[j] / s[g] + z[g]), 0), maxq), e = (t[j] - s[g] * (q - z[g])) / u[j * d + j];
+        codes[at] = (uint8_t)q;
         for (int64_t k = j + 1; k < d; k++)
             t[k] += t[j] * p[j * d + k] - e * u[j * d + k];
     }
+}
+
+/* h with rows and columns in the order of perm (NULL: as they are) */
+static float *permuted(struct arena *a, const float *h, const int32_t *perm, int64_t d)
+{
+    float *p = arena_alloc(a, (size_t)(d * d), sizeof *p);
+    for (int64_t i = 0; i < d * d; i++)
+        p[i] = perm ? h[perm[i / d] * d + perm[i % d]] : h[i];
+    return p;
+}
+
+static void gptaq_case(int64_t d, enum quant_order order)
+{
+    int64_t n = 3 * d, n_out = 40, wrong = 0, moved = 0;
+    struct arena a;
+    struct err e;
+    struct factor f;
+    struct grid g;
+    struct tensor t, t0;
+    float *p;
+    arena_init(&a);
+    float *w = random_matrix(&a, n_out, d, 0.2), *x = random_matrix(&a, n, d, 2), *diff = random_matrix(&a, n, d, 0.5);
+    for (int64_t i = 0; i < n * d; i++)
+        diff[i] += 0.2f * x[i / d * d + (i * 7) % d]; /* what was lost depends on other inputs */
+    struct stats st = { .d = d, .h = moment(&a, x, x, n, d), .dx = moment(&a, diff, x, n, d) };
+    struct quant_options o = options("gptaq", 3, 40);
+    o.order = order;
+    assert_int_equal(factor_init(&f, st.h, d, o.damp, order, "test", NULL, &e), 0);
+    assert_int_equal(f.perm != NULL, order == ORDER_ACT);
+    grid_init(&g, GRID_asym, 3, 40, 0, d);
+    assert_int_equal(grid_alloc(&g, &a, "test", n_out, d, &t, &e), 0);
+    assert_int_equal(grid_alloc(&g, &a, "test", n_out, d, &t0, &e), 0);
+    assert_int_equal(gptaq_term(&st, &f, 0.25, &p, &e), 0);
+    struct solve_in in = { .name = "test", .w = w, .n_out = n_out, .n_in = d, .h = st.h, .f = &f, .asym = p, .grid = &g };
+    assert_int_equal(solve(&in, &o, &t, &e), 0);
+    in.asym = NULL;
+    assert_int_equal(solve(&in, &o, &t0, &e), 0);
+    double *u = upper_factor(&a, permuted(&a, st.h, f.perm, d), d, o.damp);
+    double *plain = plain_term(&a, permuted(&a, st.dx, f.perm, d), u, d, 0.25);
+    uint8_t want[512], got[512], gptq[512];
+    for (int64_t i = 0; i < n_out; i++) {
+        plain_gptaq(w + i * d, u, plain, f.perm, d, 40, 7, want);
+        qmat_get_codes(t.q, i, got);
+        qmat_get_codes(t0.q, i, gptq);
+        for (int64_t j = 0; j < d; j++) {
+            wrong += want[j] != got[j];
+            moved += gptq[j] != got[j];
+        }
+    }
+    if (wrong * 1000 > n_out * d || moved * 20 < n_out * d)
+        fail_msg("width %lld, order %d: %lld of %lld codes differ from the plain version, %lld from GPTQ", (long long)d, order,
+                 (long long)wrong, (long long)(n_out * d), (long long)moved);
+    mem_free(p);
+    factor_release(&f);
+    arena_release(&a);
 }
 
 /* Over one and over several lazy blocks; codes may differ at ties only: 1 in 1,000. */
@@ -143,45 +205,8 @@ static void test_gptaq(void **state)
     (void)state;
     static const int64_t widths[] = { 64, 200, 300 };
     for (int k = 0; k < 3; k++) {
-        int64_t d = widths[k], n = 3 * d, n_out = 40, wrong = 0, moved = 0;
-        struct arena a;
-        struct err e;
-        struct factor f;
-        struct grid g;
-        struct tensor t, t0;
-        float *p;
-        arena_init(&a);
-        float *w = random_matrix(&a, n_out, d, 0.2), *x = random_matrix(&a, n, d, 2), *diff = random_matrix(&a, n, d, 0.5);
-        for (int64_t i = 0; i < n * d; i++)
-            diff[i] += 0.2f * x[i / d * d + (i * 7) % d]; /* what was lost depends on other inputs */
-        struct stats st = { .d = d, .h = moment(&a, x, x, n, d), .dx = moment(&a, diff, x, n, d) };
-        struct quant_options o = options("gptaq", 3, 40);
-        assert_int_equal(factor_init(&f, st.h, d, o.damp, ORDER_NONE, "test", NULL, &e), 0);
-        grid_init(&g, GRID_asym, 3, 40, 0, d);
-        assert_int_equal(grid_alloc(&g, &a, "test", n_out, d, &t, &e), 0);
-        assert_int_equal(grid_alloc(&g, &a, "test", n_out, d, &t0, &e), 0);
-        assert_int_equal(gptaq_term(&st, &f, 0.25, &p, &e), 0);
-        struct solve_in in = { .name = "test", .w = w, .n_out = n_out, .n_in = d, .h = st.h, .f = &f, .asym = p, .grid = &g };
-        assert_int_equal(solve(&in, &o, &t, &e), 0);
-        in.asym = NULL;
-        assert_int_equal(solve(&in, &o, &t0, &e), 0);
-        double *u = upper_factor(&a, st.h, d, o.damp), *plain = plain_term(&a, st.dx, u, d, 0.25);
-        uint8_t want[512], got[512], gptq[512];
-        for (int64_t i = 0; i < n_out; i++) {
-            plain_gptaq(w + i * d, u, plain, d, 40, 7, want);
-            qmat_get_codes(t.q, i, got);
-            qmat_get_codes(t0.q, i, gptq);
-            for (int64_t j = 0; j < d; j++) {
-                wrong += want[j] != got[j];
-                moved += gptq[j] != got[j];
-            }
-        }
-        if (wrong * 1000 > n_out * d || moved * 20 < n_out * d)
-            fail_msg("width %lld: %lld of %lld codes differ from the plain version, %lld from GPTQ", (long long)d,
-                     (long long)wrong, (long long)(n_out * d), (long long)moved);
-        mem_free(p);
-        factor_release(&f);
-        arena_release(&a);
+        gptaq_case(widths[k], ORDER_NONE);
+        gptaq_case(widths[k], ORDER_ACT);
     }
 }
 
@@ -202,8 +227,8 @@ static struct model *open_model(const char *name)
 static void test_boa_hessians(void **state)
 {
     (void)state;
-    static const char *const models[] = { "llama", "qwen2", "mistral" }; /* the last has a sliding window */
-    for (int k = 0; k < 3; k++) {
+    static const char *const models[] = { "llama", "qwen2", "mistral", "qwen3" }; /* mistral has a sliding window */
+    for (int k = 0; k < 4; k++) {
         struct model *m = open_model(models[k]);
         const struct hparams *hp = &m->hp;
         const int64_t n = 37, hd = hp->head_dim, d = hp->n_embd, nq = hp->n_head * hd, nkv = hp->n_head_kv * hd,
@@ -280,12 +305,61 @@ static void test_boa_hessians(void **state)
     }
 }
 
-/* A head under H_row x H_col is one long row of GPTQ under their Kronecker product: what rows in turn and columns in turn must
- * give. Groups end with rows, so their parameters see the same weights. Codes may differ at ties only: 1 in 500. */
-static void test_boa_is_gptq_on_the_product(void **state)
+/* Moments of inputs each of which leans on the one before. */
+static float *leaning(struct arena *a, int64_t n, int64_t d, float by)
 {
-    (void)state;
-    const int64_t hd = 8, d = 24, n = 100, heads = 6, kv = 3, nn = hd * d;
+    float *x = random_matrix(a, n, d, 2);
+    for (int64_t i = 0; i < n * d; i++)
+        x[i] += i % d > 0 ? by * x[i - 1] : 0;
+    return moment(a, x, x, n, d);
+}
+
+enum { HD = 8, D = 24, KV = 3 };
+
+/* Codes of t's head that are not the plain version's: one long row of GPTQ under the Kronecker product of row Hessian hr, times gain, and h. */
+static int64_t differ_on_product(struct arena *a, const float *w, const float *hr, const float *gain, const float *h, double damp,
+                                 const struct qmat *q, int64_t head)
+{
+    const int64_t nn = HD * D;
+    double *u = arena_alloc(a, (size_t)(nn * nn), sizeof *u), *zero = arena_zalloc(a, (size_t)(nn * nn), sizeof *zero);
+    float scaled[HD * HD];
+    uint8_t want[512], got[64];
+    int64_t wrong = 0;
+    for (int i = 0; i < HD * HD; i++)
+        scaled[i] = hr[i] * (gain ? gain[i / HD] * gain[i % HD] : 1);
+    double *ur = upper_factor(a, scaled, HD, damp), *uc = upper_factor(a, h, D, damp);
+    for (int64_t i = 0; i < nn; i++)
+        for (int64_t j = 0; j < nn; j++)
+            u[i * nn + j] = ur[i / D * HD + j / D] * uc[i % D * D + j % D];
+    plain_gptaq(w + head * nn, u, zero, NULL, nn, 12, 3, want);
+    for (int64_t i = 0; i < HD; i++) {
+        qmat_get_codes(q, head * HD + i, got);
+        for (int64_t j = 0; j < D; j++)
+            wrong += want[i * D + j] != got[j];
+    }
+    return wrong;
+}
+
+/* Each row of a head of v by itself, under the head's own H_col. */
+static int64_t differ_by_rows(struct arena *a, const float *w, const float *h, double damp, const struct qmat *q, int64_t head)
+{
+    double *u = upper_factor(a, h, D, damp), *zero = arena_zalloc(a, D * D, sizeof *zero);
+    uint8_t want[D], got[64];
+    int64_t wrong = 0;
+    for (int64_t i = head * HD; i < (head + 1) * HD; i++) {
+        plain_gptaq(w + i * D, u, zero, NULL, D, 12, 3, want);
+        qmat_get_codes(q, i, got);
+        for (int64_t j = 0; j < D; j++)
+            wrong += want[j] != got[j];
+    }
+    return wrong;
+}
+
+/* A head of q or k under H_row x H_col is one long row of GPTQ under their Kronecker product: what rows in turn and columns in turn
+ * must give. Groups end with rows, so their parameters see the same weights. Codes may differ at ties only: 1 in 500. */
+static void boa_case(enum role role, bool with_gain)
+{
+    const int64_t heads = role == ROLE_Q ? 2 * KV : KV;
     struct arena a;
     struct err e;
     struct factor f;
@@ -293,44 +367,137 @@ static void test_boa_is_gptq_on_the_product(void **state)
     struct tensor t;
     arena_init(&a);
     struct quant_options o = options("boa", 2, 12);
-    float *w = random_matrix(&a, heads * hd, d, 0.2), *x = random_matrix(&a, n, d, 2);
-    for (int64_t i = 0; i < n * d; i++)
-        x[i] += i % d > 0 ? 0.7f * x[i - 1] : 0;
-    float *h = moment(&a, x, x, n, d);
-    struct boa b = { .d = d, .n_head = heads, .n_kv = kv, .head_dim = hd };
-    b.row_q = arena_alloc(&a, (size_t)(kv * hd * hd), sizeof *b.row_q);
-    for (int64_t k = 0; k < kv; k++) {
-        float *y = random_matrix(&a, 40, hd, 2);
-        for (int64_t i = 0; i < 40 * hd; i++)
-            y[i] += i % hd > 0 ? 0.5f * y[i - 1] : 0;
-        memcpy(b.row_q + k * hd * hd, moment(&a, y, y, 40, hd), (size_t)(hd * hd) * sizeof(float));
+    float *w = random_matrix(&a, heads * HD, D, 0.2), *h = leaning(&a, 100, D, 0.7f), gain[HD];
+    struct boa b = { .d = D, .n_head = 2 * KV, .n_kv = KV, .head_dim = HD };
+    b.row_q = arena_alloc(&a, KV * HD * HD, sizeof *b.row_q);
+    b.row_k = arena_alloc(&a, KV * HD * HD, sizeof *b.row_k);
+    b.col_v = arena_zalloc(&a, KV * D * D, sizeof *b.col_v);
+    for (int64_t k = 0; k < KV; k++) {
+        memcpy(b.row_q + k * HD * HD, leaning(&a, 40, HD, 0.5f), HD * HD * sizeof(float));
+        memcpy(b.row_k + k * HD * HD, leaning(&a, 40, HD, -0.5f), HD * HD * sizeof(float));
+        float *col = leaning(&a, 60, D, 0.6f);
+        for (int64_t i = 0; i < D * D; i++)
+            b.col_v[k * D * D + i] = i % D <= i / D ? col[i] : 0; /* the lower triangle is what boa_add fills */
     }
-    assert_int_equal(factor_init(&f, h, d, o.damp, ORDER_NONE, "test", NULL, &e), 0);
-    grid_init(&g, GRID_asym, 2, 12, 0, d);
-    assert_int_equal(grid_alloc(&g, &a, "test", heads * hd, d, &t, &e), 0);
-    struct layer l = { 0 };
-    struct solve_in in = { .name = "test", .w = w, .n_out = heads * hd, .n_in = d, .h = h, .f = &f, .grid = &g };
-    assert_int_equal(boa_solve(&b, ROLE_Q, &l, &in, &o, &t, NULL, &e), 0);
-    double *uc = upper_factor(&a, h, d, o.damp), *u = arena_alloc(&a, (size_t)(nn * nn), sizeof *u);
-    double *zero = arena_zalloc(&a, (size_t)(nn * nn), sizeof *zero);
+    for (int i = 0; i < HD; i++)
+        gain[i] = 0.25f + (float)i;
+    struct layer l = { .q_norm = with_gain ? gain : NULL, .k_norm = with_gain ? gain : NULL };
+    assert_int_equal(factor_init(&f, h, D, o.damp, ORDER_NONE, "test", NULL, &e), 0);
+    grid_init(&g, GRID_asym, 2, 12, 0, D);
+    assert_int_equal(grid_alloc(&g, &a, "test", heads * HD, D, &t, &e), 0);
+    struct solve_in in = { .name = "test", .w = w, .n_out = heads * HD, .n_in = D, .h = h, .f = &f, .grid = &g };
+    assert_int_equal(boa_solve(&b, role, &l, &in, &o, &t, NULL, &e), 0);
     int64_t wrong = 0;
     for (int64_t head = 0; head < heads; head++) {
-        double *ur = upper_factor(&a, b.row_q + head / (heads / kv) * hd * hd, hd, o.damp);
-        for (int64_t i = 0; i < nn; i++)
-            for (int64_t j = 0; j < nn; j++)
-                u[i * nn + j] = ur[i / d * hd + j / d] * uc[i % d * d + j % d];
-        uint8_t want[512], got[64];
-        plain_gptaq(w + head * nn, u, zero, nn, 12, 3, want);
-        for (int64_t i = 0; i < hd; i++) {
-            qmat_get_codes(t.q, head * hd + i, got);
-            for (int64_t j = 0; j < d; j++)
-                wrong += want[i * d + j] != got[j];
-        }
+        const float *hr = role == ROLE_Q ? b.row_q + head / 2 * HD * HD : b.row_k + head * HD * HD;
+        float col[D * D];
+        for (int64_t i = 0; role == ROLE_V && i < D * D; i++)
+            col[i] = b.col_v[head * D * D + (i % D <= i / D ? i : i % D * D + i / D)];
+        wrong += role == ROLE_V ? differ_by_rows(&a, w, col, o.damp, t.q, head)
+                                : differ_on_product(&a, w, hr, with_gain ? gain : NULL, h, o.damp, t.q, head);
     }
-    if (wrong * 500 > heads * nn)
-        fail_msg("%lld of %lld codes differ", (long long)wrong, (long long)(heads * nn));
+    if (wrong * 500 > heads * HD * D)
+        fail_msg("role %d, gain %d: %lld of %lld codes differ", role, with_gain, (long long)wrong, (long long)(heads * HD * D));
     factor_release(&f);
     arena_release(&a);
+}
+
+static void test_boa_is_gptq_on_the_product(void **state)
+{
+    (void)state;
+    boa_case(ROLE_Q, false);
+    boa_case(ROLE_K, false);
+    boa_case(ROLE_Q, true); /* qwen3's norm of each head comes between */
+    boa_case(ROLE_K, true);
+    boa_case(ROLE_V, false);
+}
+
+/* ---- DSQ ------------------------------------------------------------------------- */
+
+/* x with m x = b, by Gaussian elimination; m (d, d) positive definite, spoilt. */
+static void plain_solve(double *m, double *b, int64_t d, double *x)
+{
+    for (int64_t c = 0; c < d; c++)
+        for (int64_t i = c + 1; i < d; i++) {
+            double f = m[i * d + c] / m[c * d + c];
+            for (int64_t j = c; j < d; j++)
+                m[i * d + j] -= f * m[c * d + j];
+            b[i] -= f * b[c];
+        }
+    for (int64_t i = d - 1; i >= 0; i--) {
+        x[i] = b[i];
+        for (int64_t j = i + 1; j < d; j++)
+            x[i] -= m[i * d + j] * x[j];
+        x[i] /= m[i * d + i];
+    }
+}
+
+/* s^c for quantized values v and s^c = 1 before: each column's own least squares, or that under h, damped towards 1 by 1 % of the mean diagonal. */
+static void plain_scales(struct arena *a, const float *w, const float *v, const float *h, int64_t n_out, int64_t d, bool weighted,
+                         double *s)
+{
+    double *m = arena_zalloc(a, (size_t)(d * d), sizeof *m), *b = arena_zalloc(a, (size_t)d, sizeof *b), mean = 0;
+    for (int64_t i = 0; i < d; i++)
+        for (int64_t j = 0; j < d; j++) {
+            double vv = 0, wv = 0, hij = weighted ? h[i * d + j] : i == j;
+            for (int64_t r = 0; r < n_out; r++) {
+                vv += (double)v[r * d + i] * v[r * d + j];
+                wv += (double)v[r * d + i] * w[r * d + j];
+            }
+            m[i * d + j] = hij * vv;
+            b[i] += hij * wv;
+        }
+    for (int64_t i = 0; i < d; i++)
+        mean += m[i * d + i] / (double)d;
+    for (int64_t i = 0; weighted && i < d; i++) {
+        m[i * d + i] += 0.01 * mean;
+        b[i] += 0.01 * mean;
+    }
+    plain_solve(m, b, d, s);
+}
+
+/* One alternation from s^c = 1: GPTQ's codes, and the closed form of those. */
+static void test_dsq_closed_forms(void **state)
+{
+    (void)state;
+    const int64_t d = 72, n_out = 50;
+    for (int weighted = 0; weighted < 2; weighted++) {
+        struct arena a;
+        struct err e;
+        struct factor f;
+        struct grid g;
+        struct tensor t, gptq;
+        arena_init(&a);
+        struct quant_options o = options("d2quant", 2, 24);
+        o.dsq_init = DSQ_ONES;
+        o.dsq_weighted = weighted;
+        o.dsq_rounds = 1;
+        o.sweeps = 0;
+        /* where inputs lean on each other the plain form may lose, and s^c = 1 is kept */
+        float *w = random_matrix(&a, n_out, d, 0.2), *h = leaning(&a, 3 * d, d, weighted ? 0.7f : 0), got[72], v[50 * 72];
+        for (int64_t i = 0; i < n_out * d; i++)
+            w[i] *= i % d % 5 ? 1 : 4; /* columns of unequal size: what DSQ is for */
+        assert_int_equal(factor_init(&f, h, d, o.damp, ORDER_NONE, "test", NULL, &e), 0);
+        grid_init(&g, GRID_asym, 2, 24, 0, d);
+        assert_int_equal(grid_alloc(&g, &a, "test", n_out, d, &t, &e), 0);
+        assert_int_equal(grid_alloc(&g, &a, "test", n_out, d, &gptq, &e), 0);
+        struct solve_in in = { .name = "test", .w = w, .n_out = n_out, .n_in = d, .h = h, .f = &f, .grid = &g };
+        struct solve_task task = { .in = &in, .t = &t };
+        double gain, want[72], moved = 0;
+        assert_int_equal(dsq_solve(&task, 1, &o, got, &gain, &e), 0);
+        assert_int_equal(solve(&in, &o, &gptq, &e), 0);
+        assert_memory_equal(t.q->codes, gptq.q->codes, (size_t)(n_out * t.q->row_words) * sizeof *t.q->codes);
+        tensor_to_f32(&gptq, v);
+        plain_scales(&a, w, v, h, n_out, d, weighted, want);
+        for (int64_t j = 0; j < d; j++) {
+            if (!(fabs(got[j] - want[j]) <= 1e-3 * want[j]))
+                fail_msg("weighted %d: s^c of input %lld is %g, expected %g", weighted, (long long)j, got[j], want[j]);
+            moved = fmax(moved, fabs(want[j] - 1));
+        }
+        assert_true(moved > 0.03 && gain < 1);
+        factor_release(&f);
+        arena_release(&a);
+    }
 }
 
 /* ---- rotation ---------------------------------------------------------------------- */
@@ -443,6 +610,7 @@ int main(void)
         cmocka_unit_test(test_gptaq),
         cmocka_unit_test(test_boa_hessians),
         cmocka_unit_test(test_boa_is_gptq_on_the_product),
+        cmocka_unit_test(test_dsq_closed_forms),
         cmocka_unit_test(test_rotations_are_orthogonal),
         cmocka_unit_test(test_rotation_changes_nothing),
     };

@@ -14,6 +14,7 @@
 #include "eval/perplexity.h"
 #include "export/export.h"
 #include "quant/block.h"
+#include "quant/rotate.h"
 #include "scratch.h"
 #include "tensor/half.h"
 
@@ -256,9 +257,24 @@ static void half_block(const struct model *m, const struct model *w, const struc
     fwd_release(&f);
 }
 
+static void rotate_first_block(struct model *m)
+{
+    struct rotator t;
+    struct err e = { 0 };
+    for (int r = 0; r < ROLE_COUNT; r++) {
+        struct tensor *w = &m->layers[0].lin[r].w;
+        float *p = arena_alloc(&m->arena, (size_t)tensor_count(w), sizeof *p);
+        tensor_to_f32(w, p);
+        *w = tensor_f32(w->name, p, tensor_rows(w), tensor_cols(w));
+    }
+    assert_int_equal(rotator_init(&t, m, DT_F32, ROTATE_SEED, &e), 0);
+    assert_int_equal(rotator_layer(&t, m, 0, &m->layers[0], &m->arena, &e), 0);
+    rotator_release(&t);
+}
+
 /* DAC of the first block, after a reload: the mean of gate (and up) over the calibration tokens is what the quantized
  * matrix makes of the float path's mean input: W_q mean(x~) + b = W_q mean(x). fp16 rounds b. */
-static void dac_restores_the_mean(bool dsq_norms)
+static void dac_restores_the_mean(bool dsq_norms, bool rotate)
 {
     struct quant_options o = options("d2quant", "paper", 2, 32);
     struct quant_result res;
@@ -268,6 +284,7 @@ static void dac_restores_the_mean(bool dsq_norms)
     o.sinks = SINKS_KEEP;
     o.dsq = false;
     o.dsq_norms = dsq_norms;
+    o.rotate = rotate;
     struct model *fl = open_model(MODELS "llama"), *m = open_model(MODELS "llama");
     make_calib(&c, m, 1, 64); /* one sequence: none is held out, all of it makes the mean */
     assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), 0);
@@ -276,6 +293,9 @@ static void dac_restores_the_mean(bool dsq_norms)
     assert_int_equal(export_model(m, "gptq", scratch_path(dir, "dac"), NULL, NULL, NULL, &e), 0);
     model_free(m);
     m = open_model(scratch_path(dir, "dac"));
+    assert_non_null(m->layers[0].lin[ROLE_GATE].b);
+    if (rotate)
+        rotate_first_block(fl);
     int64_t d = m->hp.n_embd, n = 64;
     static struct half_block b[2]; /* both paths start from the rounded embedding */
     half_block(m, m, fl, c.ids, n, NULL, &b[0]);
@@ -311,8 +331,9 @@ static void dac_restores_the_mean(bool dsq_norms)
 static void test_dac_restores_the_mean(void **state)
 {
     (void)state;
-    dac_restores_the_mean(false);
-    dac_restores_the_mean(true); /* the gains of the norm are not those that mu was measured behind */
+    dac_restores_the_mean(false, false);
+    dac_restores_the_mean(true, false); /* the gains of the norm are not those that mu was measured behind */
+    dac_restores_the_mean(false, true); /* in the basis of the rotation: no norm has a gain, gate's and up's biases carry DAC all the same */
 }
 
 /* The share that DAC keeps of the first block's mean deviation is the one of 0, 1/4, 1/2, 1 that brings the block's held-out output nearest to

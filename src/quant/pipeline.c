@@ -524,8 +524,6 @@ static int block_run(struct run *r, int64_t index, struct err *e)
 
 /* ---- the run --------------------------------------------------------------- */
 
-#define ROTATE_SEED 1
-
 static int run_states(struct run *r, struct err *e)
 {
     const struct hparams *hp = &r->m->hp;

@@ -29,6 +29,8 @@ struct rotator {
     struct arena arena;
 };
 
+#define ROTATE_SEED 1 /* that quantize_model rotates by: one model, one basis */
+
 /* Rotates embeddings and head of m (stored as `type`, F16 or F32) and makes all norm gains 1; the blocks follow one by one. */
 int rotator_init(struct rotator *t, struct model *m, enum dtype type, uint64_t seed, struct err *e);
 void rotator_release(struct rotator *t);
