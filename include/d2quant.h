@@ -21,7 +21,7 @@
  * callback. A model is used by one thread at a time; different models by different threads; the work of
  * a call is spread over threads itself (d2q_set_threads). Results do not depend on the number of threads.
  * After a d2q_quantize that failed or was cancelled the model may be half of one and half of the other: what it is asked for then
- * is refused, close it and open it again. d2q_set_threads is not called while another call runs, and no call is made in a
+ * is refused (but d2q_inspect); close it and open it again. d2q_set_threads is not called while another call runs, and no call is made in a
  * child process that was forked after the first.
  * D2Q_CPU=generic|avx2|avx512|amx|neon in the environment forces the instruction set. */
 #ifndef D2QUANT_H
@@ -126,7 +126,7 @@ D2Q_API int d2q_plan(d2q_model *m, const d2q_quantize_options *o, char **json, d
  * or 0, then bpw: bits a weight of the blocks' matrices. */
 D2Q_API int d2q_choose_types(d2q_model *m, const d2q_quantize_options *o, uint64_t bytes, double bpw, char **json, d2q_error *err);
 D2Q_API int d2q_quantize(d2q_model *m, const d2q_quantize_options *o, char **json, d2q_error *err);
-/* Deletes a work folder, once its result is written. What is not ours in it stays. */
+/* Deletes a work folder, once its result is written, unless another run is in it. What is not ours in it stays. */
 D2Q_API int d2q_work_remove(const char *work, d2q_error *err);
 
 /* ---- writing ---------------------------------------------------------------------- */

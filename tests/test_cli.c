@@ -499,6 +499,32 @@ static void test_target_size_tied(void **state)
     }
 }
 
+/* What is given and has no say. */
+static void test_unused_options_are_told(void **state)
+{
+    static const struct {
+        const char *args, *warning;
+    } runs[] = {
+        { "--method rtn --damp 0.5", "damp and sinks change nothing" },
+        { "--method rtn --sinks keep", "damp and sinks change nothing" },
+        { "--method rtn --search hessian", "search hessian is mse" },
+        { "--method rtn --search mse", NULL },
+        { "--tune-lr 0.01 --nsamples 2 --seqlen 32 --calib " TEXT, "tune-lr changes nothing without tune" },
+        { "--target-bpw 4 --bits 3 --nsamples 1 --seqlen 32 --calib " TEXT, "--bits changes nothing" },
+        { "--target-bpw 4 --group 32 --nsamples 1 --seqlen 32 --calib " TEXT, "--group changes nothing" },
+        { "--target-bpw 4 --grid q4_0 --keep lm_head=f16 --nsamples 1 --seqlen 32 --calib " TEXT, "--grid changes nothing" },
+        { "--target-bpw 4 --bits 3 --group 32 --keep '*.0.*.down_proj=asym' --nsamples 1 --seqlen 32 --calib " TEXT, NULL },
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        json_t *j = json_of(d2q("quantize " LLAMA " -o %s/told.gguf --json %s", dir, runs[i].args), NULL);
+        if (runs[i].warning ? !strstr(last.err, runs[i].warning) : strstr(last.err, "nothing") != NULL)
+            fail_msg("%s: %s", runs[i].args, last.err);
+        assert_string_not_equal(json_string_value(json_object_get(json_object_get(j, "options"), "search")), i < 4 ? "hessian" : "mse");
+        json_decref(j);
+    }
+}
+
 /* Fewer tokens than the head is measured by. */
 static void test_target_size_of_few_tokens(void **state)
 {
@@ -827,7 +853,7 @@ int main(void)
         cmocka_unit_test(test_card_and_loads),
         cmocka_unit_test(test_dry_run),
         cmocka_unit_test(test_target_size_tied),
-        cmocka_unit_test(test_target_size_of_few_tokens),
+        cmocka_unit_test(test_target_size_of_few_tokens), cmocka_unit_test(test_unused_options_are_told),
         cmocka_unit_test(test_plan_notes),
         cmocka_unit_test(test_rotate_auto),
         cmocka_unit_test(test_threads),

@@ -462,6 +462,8 @@ static void corrections_are_carried_or_refused(void **state)
         struct model *m = open_model(MODELS "llama"), *back;
         struct export_plan plan = { .mlp_bias = true, .lin = planned };
         assert_int_equal(export_check(m, formats[f], NULL, &plan, &e), 0);
+        assert_int_equal(export_check(m, "gptq_v1", NULL, &plan, &e), -1);
+        assert_non_null(strstr(e.msg, "q_proj.weight: zero points from 0 on"));
         quantize_model_rtn(m, 2, 32, false, 0);
         add_dac(m);
         export_ok(m, formats[f], out, NULL);

@@ -83,6 +83,21 @@ for i in 0 1 $(shuf -i 2-$((total - 1)) -n "$([ "${D2Q_FAULTS:-}" = all ] && ech
 done
 ok $rc "gguf: the disk is full after any number of its $total bytes"
 
+# A split file whose parts cannot all be renamed: no first part of one run before parts of another.
+rc=0
+rm -rf "$part"; mkdir "$part"
+split() { quantize gguf --bits "$1" --shard-size 50KB; }
+split 4 && cp -r "$part" "$dir/four" && split 3 && cp -r "$part" "$dir/three" || rc=1
+parts=("$part"/out-00001-of-*)
+[ -e "${parts[0]}" ] && [ "$(ls "$part")" = "$(ls "$dir/four")" ] || rc=1
+for i in $(seq 1 "$(ls "$part" | grep -c gguf)"); do
+    rm -rf "$part"; cp -r "$dir/four" "$part"
+    D2Q_FAULT=rename:eacces:$i:out-0 D2Q_FAULT_LOG=$dir/calls LD_PRELOAD=$shim split 3; [ $? -eq 1 ] || rc=1
+    [ ! -e "${parts[0]}" ] || same "$part" "$dir/four" || { rc=1; echo "# rename $i: $(ls "$part" | tr '\n' ' ')"; }
+    split 3 && same "$part" "$dir/three" || { rc=1; tail -1 "$dir/log"; }
+done
+ok $rc "a split file whose parts cannot all be renamed"
+
 # Work that was done is kept, and is not done again.
 rm -rf "$part"; cp -r "$dir/old" "$part"
 fault "write:enospc:1+:unverified" quantize gguf --bits 3; rc=$?

@@ -508,7 +508,7 @@ static void check_propagate(int64_t n, int64_t n_out, int64_t d, const float *w,
         assert_int_equal(stats_add(&st, xq, xf, rq, rf, half, &e), 0);
         assert_int_equal(stats_add(&st, xq + half * d, xf + half * d, rq + half * n_out, rf + half * n_out, half, &e), 0);
         assert_int_equal(stats_finish(&st, "test", &e), 0);
-        assert_int_equal(hessian_cholesky(st.h, d, 0, &l, &e), 0);
+        assert_int_equal(hessian_cholesky(st.h, d, 0, "test", NULL, &l, &e), 0);
         assert_int_equal(propagate_target(&st, l, 1, w, n_out, out, &e), 0);
         assert_fit(n, n_out, d, w, out, xq, xf, residual ? rq : NULL, rf);
         stats_release(&st);

@@ -266,15 +266,46 @@ static void test_versions(void **state)
     assert_non_null(strstr(r.e.msg, "work_version: 1 there, "));
     assert_non_null(strstr(r.e.msg, "options.strange: true there, nothing now"));
     drop(&r);
-    scratch_write(path, "{", 1);
-    run(&r, MODELS "llama", &o, 9, work, false, -1);
-    assert_int_equal(r.e.code, ERR_FORMAT);
-    assert_non_null(strstr(r.e.msg, "is not the recipe of a run"));
-    drop(&r);
     run(&r, MODELS "llama", &o, 9, work, true, -1);
     assert_int_equal(r.rc, 0);
     drop(&r);
     scratch_remove(dir);
+}
+
+/* A user's own files under our names: refused, --fresh or not, and all is as it was, also when the folder is to be removed. */
+static void test_foreign_files(void **state)
+{
+    (void)state;
+    static const char *const names[] = { "recipe.json", "state.bin", "calib.bin", "block-0007.bin" };
+    static const char *const texts[] = { "{", "{\"a\": 1}", "[]" };
+    struct quant_options o = options("gptq", "default");
+    struct model *m = open_model(MODELS "llama");
+    json_t *recipe = work_recipe(m, &o, NULL, NULL, "test");
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        for (int k = 0; k < 3; k++) {
+            const char *dir = scratch_dir();
+            struct work w;
+            struct err e = { 0 };
+            char *text;
+            size_t n;
+            scratch_write(scratch_path(dir, names[i]), texts[k], strlen(texts[k]));
+            scratch_write(scratch_path(dir, "state.bin.tmp-77"), "x", 1);
+            if (k == 1)
+                scratch_write(scratch_path(dir, "lock"), "", 0); /* programs leave such ones */
+            assert_int_equal(work_open(&w, dir, k == 2, recipe, &e), -1);
+            assert_non_null(strstr(e.msg, names[i]));
+            assert_non_null(strstr(e.msg, i ? "no run left it there" : "is not the recipe of a run"));
+            assert_int_equal(work_remove(dir, &e), -1);
+            assert_int_equal(file_read(scratch_path(dir, names[i]), 100, &text, &n, &e), 0);
+            assert_int_equal(n, strlen(texts[k]));
+            assert_memory_equal(text, texts[k], n);
+            mem_free(text);
+            assert_true(file_exists(scratch_path(dir, "state.bin.tmp-77")));
+            assert_int_equal(file_exists(scratch_path(dir, "lock")), k == 1);
+            scratch_remove(dir);
+        }
+    json_decref(recipe);
+    model_free(m);
 }
 
 /* One byte of each file changed, or its end cut off. */
@@ -328,7 +359,10 @@ static void test_folder(void **state)
     assert_int_equal(work_open(&b, dir, false, recipe, &e), -1);
     assert_non_null(strstr(e.msg, "in use by another run"));
     work_close(&b);
+    assert_int_equal(work_remove(dir, &e), 0); /* not while a is in it */
+    assert_true(file_exists(scratch_path(dir, "recipe.json")) && file_exists(scratch_path(dir, "lock")));
     work_close(&a);
+    assert_false(file_exists(scratch_path(dir, "recipe.json"))); /* no work was done */
     assert_int_equal(work_open(&b, dir, false, recipe, &e), 0);
     int32_t ids[3] = { 1, 2, 3 }, *back;
     size_t n;
@@ -414,7 +448,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_bytes), cmocka_unit_test(test_refused), cmocka_unit_test(test_damage), cmocka_unit_test(test_versions),
-        cmocka_unit_test(test_folder),     cmocka_unit_test(test_recipe_is_complete),
+        cmocka_unit_test(test_folder),     cmocka_unit_test(test_foreign_files), cmocka_unit_test(test_recipe_is_complete),
         cmocka_unit_test(test_every_option_counts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

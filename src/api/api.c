@@ -278,7 +278,7 @@ int d2q_bench(d2q_model *dm, const d2q_bench_options *o, char **json, d2q_error 
     struct speed s = { .n_prefill = o->prefill, .n_decode = o->decode, .rounds = o->rounds };
     json_t *root = json_object();
     double copy = 0;
-    if ((o->seconds > 0 && (bench_products(&dm->m->hp, o->seconds, root, &e) || (copy = backend_bench_copy(&e)) < 0)) ||
+    if (model_whole(dm->m, &e) || (o->seconds > 0 && (bench_products(&dm->m->hp, o->seconds, root, &e) || (copy = backend_bench_copy(&e)) < 0)) ||
         speed_measure(dm->m, &s, &e)) {
         json_decref(root);
         return api_fail(err, &e);

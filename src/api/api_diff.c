@@ -113,8 +113,8 @@ int d2q_diff(d2q_model *da, d2q_model *db, char **json, d2q_error *err)
     struct totals s = { json_array(), 0, a->ck->path, b->ck->path };
     struct err e;
     double t0 = log_now();
-    int rc = 0;
-    if (a->hp.n_layer != b->hp.n_layer || a->hp.n_embd != b->hp.n_embd || a->hp.head_dim != b->hp.head_dim)
+    int rc = model_whole(a, &e) || model_whole(b, &e) ? -1 : 0;
+    if (!rc && (a->hp.n_layer != b->hp.n_layer || a->hp.n_embd != b->hp.n_embd || a->hp.head_dim != b->hp.head_dim))
         rc = err_set(&e, ERR_USAGE, "%s has %lld layers of width %lld with heads of %lld, %s %lld of %lld with %lld: these models cannot be "
                      "compared", s.path_a, (long long)a->hp.n_layer, (long long)a->hp.n_embd, (long long)a->hp.head_dim, s.path_b,
                      (long long)b->hp.n_layer, (long long)b->hp.n_embd, (long long)b->hp.head_dim);

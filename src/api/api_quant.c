@@ -79,6 +79,8 @@ int api_quant_options(const d2q_quantize_options *in, const struct model *m, str
     if (in->search && (k = choose("search", in->search, searches, e)) < 0)
         return -1;
     o->search = in->search ? (enum quant_search)k : o->search;
+    if (!method_table[o->method].needs_calib && o->search == SEARCH_HESSIAN)
+        o->search = SEARCH_MSE; /* there is no Hessian */
     if (in->sinks && (k = choose("sinks", in->sinks, sinks, e)) < 0)
         return -1;
     o->sinks = in->sinks ? (enum quant_sinks)k : o->sinks;
@@ -349,6 +351,15 @@ static json_t *result_json(const struct model *m, const d2q_quantize_options *in
     return root;
 }
 
+/* What was asked for and has no say. */
+static void tell_of_unused(const d2q_quantize_options *in, const struct quant_options *o, const struct log *log)
+{
+    if (!method_table[o->method].needs_calib && (in->damp >= 0 || in->sinks || (in->search && !strcmp(in->search, "hessian"))))
+        log_warn(log, "method %s has no calibration text: damp and sinks change nothing, and search hessian is mse", in->method);
+    if (in->tune_lr >= 0 && !o->tune)
+        log_warn(log, "tune-lr changes nothing without tune");
+}
+
 /* Once, before the work. */
 static void tell_of_more_layers(struct model *m, const struct log *log)
 {
@@ -368,8 +379,10 @@ int d2q_quantize(d2q_model *dm, const d2q_quantize_options *in, char **json, d2q
     double t0 = log_now();
     int rc = api_quant_options(in, dm->m, &o, &e) || api_histogram_check(dm->m, in->histogram, &e);
     struct work work = { .lock = -1 };
-    if (!rc)
+    if (!rc) {
         tell_of_more_layers(dm->m, &log);
+        tell_of_unused(in, &o, &log);
+    }
     rc = rc || prepare(dm->m, in, &o, &log, &work, &c, &e);
     struct tensor *floats = rc ? NULL : api_matrices(dm->m, &e); /* as they are before */
     rc = rc || !floats;

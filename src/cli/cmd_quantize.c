@@ -19,7 +19,7 @@ struct args {
     struct common c;
     const char *out;
     struct opt_list formats, keep;
-    int profile, dry_run, group; /* group: the default */
+    int profile, dry_run, bits, group; /* bits, group: the defaults */
     uint64_t target_size;
     double target_bpw;
     json_t *mix;        /* what d2q_choose_types answered; q.keep points into it */
@@ -36,7 +36,7 @@ const struct opt cmd_quantize_opts[] = {
     { "out", 'o', OPT_STR, AT(out), "OUT", NULL, 0, 0, "folder, or .gguf file, to write", NULL },
     { "method", 0, OPT_STR, AT(q.method), NULL, "@methods", 0, 0, "how codes are found", NULL },
     { "recipe", 0, OPT_STR, AT(q.recipe), NULL, "default|paper", 0, 0, "d2quant: what measures best, or the paper alone", NULL },
-    { "bits", 0, OPT_INT, AT(q.bits), NULL, "2|3|4", 2, 4, "bits of a code", NULL },
+    { "bits", 0, OPT_INT, AT(q.bits), NULL, "2|3|4", 2, 4, "bits of a code", "2" },
     { "group", 0, OPT_INT, AT(q.group), "N", NULL, 0, 1 << 24, "inputs that share a scale; 0: a whole row", "128" },
     { "grid", 0, OPT_STR, AT(q.grid), NULL, "@grids", 0, 0, "what values there are; a type of GGUF settles bits and group",
       "asym; without --group q2_k, q3_k, q4_k for one GGUF file, portable for GGUF beside others" },
@@ -88,7 +88,7 @@ static int ends_with(const char *s, const char *end)
     return n >= k && !strcmp(s + n - k, end);
 }
 
-#define GROUP_UNSET (-1)
+#define UNSET (-1) /* bits and group until check_args, which must know whether they were given */
 
 static bool writes_gguf(const struct args *a)
 {
@@ -102,13 +102,18 @@ static bool writes_gguf(const struct args *a)
 static const char *default_grid(const struct args *a)
 {
     static const char *const own[] = { "q2_k", "q3_k", "q4_k" };
-    if (!writes_gguf(a) || a->q.group != GROUP_UNSET)
+    if (!writes_gguf(a) || a->q.group != UNSET)
         return "asym";
     return a->formats.n == 1 ? own[a->q.bits - 2] : a->q.bits < 4 ? "portable" : "sym";
 }
 
 static int check_args(const struct opt_spec *spec, struct args *a)
 {
+    const char *unused = a->q.grid ? "grid" : a->keep.n ? NULL : a->q.bits != UNSET ? "bits" : a->q.group != UNSET ? "group" : NULL;
+    if ((a->target_size || a->target_bpw > 0) && unused) /* --keep PATTERN=asym takes its bits and group from them */
+        fprintf(stderr, "d2q: warning: --%s changes nothing: --target-size and --target-bpw choose a type for each matrix\n", unused);
+    if (a->q.bits == UNSET)
+        a->q.bits = a->bits;
     if (!a->out && !a->dry_run)
         return opt_usage(spec->command, "-o OUT is missing");
     bool gguf = a->out && ends_with(a->out, ".gguf");
@@ -123,7 +128,7 @@ static int check_args(const struct opt_spec *spec, struct args *a)
         a->formats.v[a->formats.n++] = gguf || (a->q.grid && d2q_grid_is_type(a->q.grid)) ? "gguf" : "gptq";
     if (!a->q.grid)
         a->q.grid = default_grid(a);
-    if (a->q.group == GROUP_UNSET)
+    if (a->q.group == UNSET)
         a->q.group = a->group;
     a->q.keep = a->keep.v;
     a->q.n_keep = a->keep.n;
@@ -240,6 +245,8 @@ static int choose_types(const struct opt_spec *spec, d2q_model *m, struct args *
         return opt_usage(spec->command, "--target-size and --target-bpw exclude each other");
     if (a->formats.n != 1 || strcmp(a->formats.v[0], "gguf"))
         return opt_usage(spec->command, "--target-size, --target-bpw: choose among types of GGUF; name one .gguf file");
+    if (a->out && d2q_export_target(m, "gguf", a->out, &e)) /* measuring takes long */
+        return show_error(&e);
     struct progress p;
     progress_init(&p, a->c.quiet);
     a->q.log = progress_log;
@@ -539,7 +546,8 @@ int cmd_quantize(const struct opt_spec *spec, int argc, char **argv)
     double start = clock_now();
     d2q_quantize_options_init(&a.q);
     a.group = a.q.group;
-    a.q.group = GROUP_UNSET;
+    a.bits = a.q.bits;
+    a.q.group = a.q.bits = UNSET;
     a.q.grid = NULL;
     int rc = opt_parse(spec, argc, argv, &a);
     if (rc >= 0 || (rc = check_args(spec, &a)) >= 0 || (rc = opt_out_file(spec, "report", a.report)) >= 0)

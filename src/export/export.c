@@ -2,6 +2,7 @@
 #include "export/export.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -376,7 +377,8 @@ static int part_bytes(const char *tmp, int n, uint64_t *bytes, struct err *e)
     return 0;
 }
 
-/* Parts get their final names last to first, so that the first, which readers open, appears when all are there. */
+/* Parts get their final names last to first, so that the first, which readers open, appears when all are there; an older first
+ * part goes before, since readers would take new parts behind it for its own. */
 static int finish_parts(const struct model *m, const char *tmp, const char *path, int n, struct err *e)
 {
     char from[4096], to[4096];
@@ -386,6 +388,8 @@ static int finish_parts(const struct model *m, const char *tmp, const char *path
         if (check_file(m, to, e))
             return -1;
     }
+    if (n > 1 && !gguf_part_name(path, 0, n, to, sizeof to) && unlink(to) && errno != ENOENT)
+        return err_errno(e, "%s: cannot be replaced", to);
     for (int i = n - 1; i >= 0; i--) {
         if (gguf_part_name(tmp, i, n, from, sizeof from) || gguf_part_name(path, i, n, to, sizeof to))
             return err_set(e, ERR_USAGE, "%s: path is too long", path);

@@ -271,6 +271,10 @@ int gptq_write(const struct model *m, const char *dir, const struct export_optio
 int gptq_v1_carries(const struct model *m, const struct export_options *o, const struct export_plan *p,
                     struct err *e)
 {
+    for (int64_t i = 0; p && p->lin && i < m->hp.n_layer * ROLE_COUNT; i++)
+        if (p->lin[i].type == DT_QMAT && !p->lin[i].grid.zmin)
+            return err_set(e, ERR_USAGE, "tensor %s: zero points from 0 on, which format gptq_v1 cannot store: expected zero_min 1, or format gptq",
+                           linear_at(m, i)->name);
     return gptq_carries(m, o, p, e);
 }
 

@@ -136,7 +136,7 @@ static int aim(struct block *b, enum role first, int n, struct stats *st, struct
 {
     const struct quant_options *o = b->run->o;
     double *chol = NULL;
-    int rc = hessian_cholesky(st->h, st->d, o->prop_damp, &chol, e);
+    int rc = hessian_cholesky(st->h, st->d, o->prop_damp, b->fq->lin[first].w.name, b->run->log, &chol, e);
     for (int i = 0; !rc && i < n; i++) {
         enum role role = (enum role)(first + i);
         const struct tensor *w = &b->ff.lin[role].w;

@@ -6,7 +6,7 @@
  *   k   the same with Q^T Q summed over the query heads that share the key head
  *   v   H_col of each head = (A X)^T (A X) summed over those heads, A the attention; rows weigh alike
  * and a head's rows are rounded in turn, each row's error paid back by those after it, as columns are in GPTQ. Taken from the
- * paper alone. Where q or k is followed by a norm (Qwen3) its gain is in H_row, its division counts as constant. */
+ * paper alone. Tokens weigh alike, also where sinks are clipped or left out of X^T X. Where q or k is followed by a norm (Qwen3) its gain is in H_row, its division counts as constant. */
 #ifndef D2Q_QUANT_BOA_H
 #define D2Q_QUANT_BOA_H
 

@@ -113,7 +113,7 @@ void factor_release(struct factor *f)
     memset(f, 0, sizeof *f);
 }
 
-int hessian_cholesky(const float *h, int64_t d, double damp, double **l, struct err *e)
+int hessian_cholesky(const float *h, int64_t d, double damp, const char *name, const struct log *log, double **l, struct err *e)
 {
     double *a = mem_alloc((size_t)(d * d), sizeof *a), mean = mean_diag(h, d);
     if (!a)
@@ -130,6 +130,7 @@ int hessian_cholesky(const float *h, int64_t d, double damp, double **l, struct 
         }
         if (more_damping(damp) > 1)
             break;
+        log_warn(log, "%s: propagated error: Cholesky failed with damping %g, trying %g", name, damp, more_damping(damp));
     }
     mem_free(a);
     return -1;

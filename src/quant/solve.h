@@ -51,6 +51,6 @@ int solve_error(const float *w, const struct tensor *v, const float *col_scale, 
                 int64_t n_out, int64_t n_in, double *err, struct err *e);
 
 /* Lower Cholesky factor of H + damp * mean diag, in double (mem_free); dead inputs and damping as above. */
-int hessian_cholesky(const float *h, int64_t d, double damp, double **l, struct err *e);
+int hessian_cholesky(const float *h, int64_t d, double damp, const char *name, const struct log *log, double **l, struct err *e);
 
 #endif

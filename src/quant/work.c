@@ -167,32 +167,38 @@ static void differences(const char *prefix, const json_t *old, const json_t *now
     }
 }
 
-/* 1: the folder's recipe is this one, 0: it has none. */
-static int compare_recipe(const struct work *w, const char *path, const json_t *recipe, struct err *e)
+/* 1: *old (json_decref) is the recipe there, 0: there is none. A file of that name that no run wrote is refused. */
+static int load_recipe(const char *path, json_t **old, struct err *e)
 {
-    char *text, diff[600] = "";
+    char *text;
     size_t n;
+    *old = NULL;
     if (!file_exists(path))
         return 0;
     if (file_read(path, RECIPE_MAX, &text, &n, e))
         return -1;
-    json_t *old = json_loadb(text, n, 0, NULL), *now;
+    *old = json_loadb(text, n, 0, NULL);
     mem_free(text);
+    if (json_is_integer(json_object_get(*old, "work_version")))
+        return 1;
+    json_decref(*old);
+    *old = NULL;
+    return err_set(e, ERR_FORMAT, "%s: is not the recipe of a run; delete the folder, or name another one with --work", path);
+}
+
+static int compare_recipe(const struct work *w, const json_t *old, const json_t *recipe, struct err *e)
+{
     /* through text as well: numbers are compared as they are printed */
-    char *dump = json_dumps(recipe, JSON_INDENT(1) | JSON_SORT_KEYS);
-    now = dump ? json_loads(dump, 0, NULL) : NULL;
+    char diff[600] = "", *dump = json_dumps(recipe, JSON_INDENT(1) | JSON_SORT_KEYS);
+    json_t *now = dump ? json_loads(dump, 0, NULL) : NULL;
     free(dump);
-    if (!json_is_object(old) || !now) {
-        json_decref(old);
-        json_decref(now);
-        return err_set(e, ERR_FORMAT, "%s: is not the recipe of a run; delete the folder, or use --fresh", path);
-    }
+    if (!now)
+        return err_nomem(e, "recipe", 0);
     bool same = json_equal(old, now);
     if (!same)
         differences("", old, now, diff, sizeof diff);
-    json_decref(old);
     json_decref(now);
-    return same ? 1
+    return same ? 0
                 : err_set(e, ERR_USAGE, "%s holds the work of another run (%s): repeat its command to go on with it, --fresh to "
                           "throw it away, or name another folder with --work", w->dir, diff);
 }
@@ -217,26 +223,44 @@ static int save_recipe(const char *path, const json_t *recipe, struct err *e)
 
 /* ---- the folder ---------------------------------------------------------------------- */
 
+static const char *const ours[] = { "block-[0-9]*.bin", "state.bin", "calib.bin", "recipe.json" }; /* the recipe last */
+#define OURS (sizeof ours / sizeof *ours)
+
 enum sweep { SWEEP_ALL, SWEEP_TEMPORARY };
 
+/* The recipe goes last: files of work without one are nobody's of ours, after any end (no_foreign). */
 static int sweep(const char *dir, enum sweep what, struct err *e)
 {
-    static const char *const ours[] = { "block-[0-9]*.bin", "state.bin", "calib.bin", "recipe.json" };
-    DIR *d = opendir(dir);
-    struct dirent *ent;
     int rc = 0;
-    if (!d)
-        return errno == ENOENT ? 0 : err_errno(e, "%s: cannot open", dir);
-    while (!rc && (ent = readdir(d)))
-        for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) {
-            char tmp[64];
-            snprintf(tmp, sizeof tmp, "%s.tmp-[0-9]*", ours[i]);
-            if (fnmatch(tmp, ent->d_name, 0) && (what == SWEEP_TEMPORARY || fnmatch(ours[i], ent->d_name, 0)))
-                continue;
-            if (unlinkat(dirfd(d), ent->d_name, 0) && errno != ENOENT)
+    for (size_t i = 0; !rc && i < OURS; i++) {
+        char tmp[64];
+        struct dirent *ent;
+        DIR *d = opendir(dir);
+        if (!d)
+            return errno == ENOENT ? 0 : err_errno(e, "%s: cannot open", dir);
+        snprintf(tmp, sizeof tmp, "%s.tmp-[0-9]*", ours[i]);
+        while (!rc && (ent = readdir(d)))
+            if ((!fnmatch(tmp, ent->d_name, 0) || (what == SWEEP_ALL && !fnmatch(ours[i], ent->d_name, 0))) &&
+                unlinkat(dirfd(d), ent->d_name, 0) && errno != ENOENT)
                 rc = err_errno(e, "%s/%s: cannot delete", dir, ent->d_name);
-            break;
-        }
+        closedir(d);
+    }
+    return rc;
+}
+
+/* A folder without a recipe: files named as ours are somebody else's. */
+static int no_foreign(const char *dir, struct err *e)
+{
+    int rc = 0;
+    struct dirent *ent;
+    DIR *d = opendir(dir);
+    if (!d)
+        return err_errno(e, "%s: cannot open", dir);
+    while (!rc && (ent = readdir(d)))
+        for (size_t i = 0; !rc && i < OURS; i++)
+            if (!fnmatch(ours[i], ent->d_name, 0))
+                rc = err_set(e, ERR_USAGE, "%s/%s: no run left it there (there is no recipe.json beside it), and a run would write over "
+                             "it; name another folder with --work", dir, ent->d_name);
     closedir(d);
     return rc;
 }
@@ -246,7 +270,10 @@ static int lock(struct work *w, struct err *e)
     char path[PATH_CAP];
     if (path_of(w, "lock", path, e))
         return -1;
-    w->lock = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    w->lock = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    w->made_lock = w->lock >= 0;
+    if (w->lock < 0 && errno == EEXIST)
+        w->lock = open(path, O_RDWR | O_CLOEXEC);
     if (w->lock < 0)
         return err_errno(e, "%s: cannot create", path);
     if (!flock(w->lock, LOCK_EX | LOCK_NB))
@@ -262,19 +289,18 @@ static int lock(struct work *w, struct err *e)
 int work_open(struct work *w, const char *dir, bool fresh, const json_t *recipe, struct err *e)
 {
     char path[PATH_CAP];
+    json_t *old = NULL;
     memset(w, 0, sizeof *w);
     w->lock = -1;
     w->dir = mem_strdup(dir);
     if (!w->dir)
         return err_nomem(e, dir, strlen(dir));
     int rc = mkdir(dir, 0777) && errno != EEXIST ? err_errno(e, "%s: cannot create the work folder", dir) : 0;
-    rc = rc || lock(w, e) || path_of(w, "recipe.json", path, e) || sweep(dir, fresh ? SWEEP_ALL : SWEEP_TEMPORARY, e);
-    if (!rc) {
-        int there = compare_recipe(w, path, recipe, e);
-        rc = there < 0;
-        if (!there) /* blocks without a recipe are of nobody knows what */
-            rc = sweep(dir, SWEEP_ALL, e) || save_recipe(path, recipe, e);
-    }
+    rc = rc || lock(w, e) || path_of(w, "recipe.json", path, e) || load_recipe(path, &old, e) < 0 || (!old && no_foreign(dir, e)) ||
+         (old && !fresh && compare_recipe(w, old, recipe, e));
+    w->entered = !rc;
+    rc = rc || sweep(dir, fresh ? SWEEP_ALL : SWEEP_TEMPORARY, e) || ((fresh || !old) && save_recipe(path, recipe, e));
+    json_decref(old);
     if (rc)
         work_close(w);
     return rc ? -1 : 0;
@@ -293,12 +319,21 @@ static bool worth_keeping(const char *dir)
     return found;
 }
 
+static int remove_lock(const struct work *w, struct err *e)
+{
+    char path[PATH_CAP];
+    if (path_of(w, "lock", path, e))
+        return -1;
+    unlink(path);
+    return rmdir(w->dir) && errno != ENOENT && errno != ENOTEMPTY && errno != EEXIST ? err_errno(e, "%s: cannot delete", w->dir) : 0;
+}
+
 void work_close(struct work *w)
 {
     if (!w->dir)
         return;
-    if (w->lock >= 0 && !worth_keeping(w->dir))
-        work_remove(w->dir, NULL);
+    if (w->lock >= 0 && (w->entered ? !worth_keeping(w->dir) && !sweep(w->dir, SWEEP_ALL, NULL) : w->made_lock))
+        remove_lock(w, NULL);
     if (w->lock >= 0)
         close(w->lock);
     mem_free(w->dir);
@@ -308,14 +343,25 @@ void work_close(struct work *w)
 
 int work_remove(const char *dir, struct err *e)
 {
-    char path[PATH_CAP];
-    if (sweep(dir, SWEEP_ALL, e))
-        return -1;
-    if ((size_t)snprintf(path, sizeof path, "%s/lock", dir) < sizeof path)
-        unlink(path);
-    if (rmdir(dir) && errno != ENOENT && errno != ENOTEMPTY && errno != EEXIST)
-        return err_errno(e, "%s: cannot delete", dir);
-    return 0;
+    char path[PATH_CAP], *name = mem_strdup(dir);
+    struct work w = { .dir = name, .lock = -1 };
+    json_t *old = NULL;
+    if (!name)
+        return err_nomem(e, dir, strlen(dir));
+    bool there = file_exists(dir);
+    int rc = there ? lock(&w, e) : 0;
+    bool busy = rc && e->code == ERR_USAGE; /* by a run that goes on there, and removes it when it is done */
+    if (there && !rc) {
+        rc = path_of(&w, "recipe.json", path, e) || load_recipe(path, &old, e) < 0 || (!old && no_foreign(dir, e)) ||
+             sweep(dir, SWEEP_ALL, e) ? -1 : 0;
+        if ((!rc || w.made_lock) && remove_lock(&w, rc ? NULL : e))
+            rc = -1;
+    }
+    if (w.lock >= 0)
+        close(w.lock);
+    json_decref(old);
+    mem_free(name);
+    return busy ? 0 : rc;
 }
 
 /* ---- files with a checksum ------------------------------------------------------------- */

@@ -21,6 +21,8 @@ struct run;
 struct work {
     char *dir;
     int lock;       /* -1: not open */
+    bool made_lock; /* no run was in the folder before */
+    bool entered;   /* what is in it is this run's */
     int64_t done;   /* blocks taken over from an earlier run */
 };
 
@@ -29,10 +31,10 @@ json_t *work_recipe(const struct model *m, const struct quant_options *o, const 
                     const char *version);
 
 /* Makes or enters dir and locks it. fresh: what is there of an earlier run is deleted. A folder of another recipe is refused with
- * the differences. */
+ * the differences, one with files named as ours but no recipe of ours in any case; a refused folder stays as it was. */
 int work_open(struct work *w, const char *dir, bool fresh, const json_t *recipe, struct err *e);
 void work_close(struct work *w); /* finished blocks and calibration tokens stay, else the folder goes; safe on a zeroed struct */
-/* Deletes a folder's files of ours, and it when nothing else is in it. Absent: fine. */
+/* Deletes a folder's files of ours, and it when nothing else is in it. Absent, or in use by a run: fine. */
 int work_remove(const char *dir, struct err *e);
 
 /* 1: *ids (n, mem_free) are there; 0: they are not, or not whole. */
