@@ -63,8 +63,13 @@ def bare(row):
     return row["row"].startswith("qwen/") and row.get("options", {}).get("dac") is True and "--as-llama" not in row["command"]
 
 
+def mark(row):
+    """Of a row that is to be made again; "": it stands."""
+    return "†" if stale(row) else "‡" if bare(row) else ""
+
+
 def marked(label, row):
-    return label + (" †" if stale(row) else " ‡" if bare(row) else "")
+    return f"{label} {mark(row)}".rstrip()
 
 
 def model_of(s):

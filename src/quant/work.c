@@ -223,12 +223,30 @@ static int save_recipe(const char *path, const json_t *recipe, struct err *e)
 
 /* ---- the folder ---------------------------------------------------------------------- */
 
-static const char *const ours[] = { "block-[0-9]*.bin", "state.bin", "calib.bin", "recipe.json" }; /* the recipe last */
+/* Files of work; the first WORTH are worth keeping. The recipe is the last, also to be deleted: no end of ours leaves others without it. */
+static const char *const ours[] = { "block-[0-9]*.bin", "calib.bin", "state.bin", "recipe.json" };
 #define OURS (sizeof ours / sizeof *ours)
+#define WORTH 2
+
+/* Has dir a file of the first n kinds? Its name in out (cap bytes; NULL: not asked for). */
+static bool find_ours(const char *dir, size_t n, char *out, size_t cap)
+{
+    bool found = false;
+    DIR *d = opendir(dir);
+    struct dirent *ent;
+    while (d && !found && (ent = readdir(d)))
+        for (size_t i = 0; i < n && !found; i++) {
+            found = !fnmatch(ours[i], ent->d_name, 0);
+            if (found && out)
+                snprintf(out, cap, "%s", ent->d_name);
+        }
+    if (d)
+        closedir(d);
+    return found;
+}
 
 enum sweep { SWEEP_ALL, SWEEP_TEMPORARY };
 
-/* The recipe goes last: files of work without one are nobody's of ours, after any end (no_foreign). */
 static int sweep(const char *dir, enum sweep what, struct err *e)
 {
     int rc = 0;
@@ -245,23 +263,6 @@ static int sweep(const char *dir, enum sweep what, struct err *e)
                 rc = err_errno(e, "%s/%s: cannot delete", dir, ent->d_name);
         closedir(d);
     }
-    return rc;
-}
-
-/* A folder without a recipe: files named as ours are somebody else's. */
-static int no_foreign(const char *dir, struct err *e)
-{
-    int rc = 0;
-    struct dirent *ent;
-    DIR *d = opendir(dir);
-    if (!d)
-        return err_errno(e, "%s: cannot open", dir);
-    while (!rc && (ent = readdir(d)))
-        for (size_t i = 0; !rc && i < OURS; i++)
-            if (!fnmatch(ours[i], ent->d_name, 0))
-                rc = err_set(e, ERR_USAGE, "%s/%s: no run left it there (there is no recipe.json beside it), and a run would write over "
-                             "it; name another folder with --work", dir, ent->d_name);
-    closedir(d);
     return rc;
 }
 
@@ -286,6 +287,19 @@ static int lock(struct work *w, struct err *e)
                                 : err_errno(e, "%s: cannot lock", path);
 }
 
+/* Locks the folder and looks whose it is. path: of the recipe; *old (json_decref) is the one there, NULL: there is none, and no file of
+ * work. Files named as ours without one are somebody else's: refused. */
+static int enter(struct work *w, char path[PATH_CAP], json_t **old, struct err *e)
+{
+    char name[256];
+    *old = NULL;
+    if (lock(w, e) || path_of(w, "recipe.json", path, e) || load_recipe(path, old, e) < 0)
+        return -1;
+    return *old || !find_ours(w->dir, OURS, name, sizeof name) ? 0
+               : err_set(e, ERR_USAGE, "%s/%s: no run left it there (there is no recipe.json beside it), and a run would write over it; name "
+                         "another folder with --work", w->dir, name);
+}
+
 int work_open(struct work *w, const char *dir, bool fresh, const json_t *recipe, struct err *e)
 {
     char path[PATH_CAP];
@@ -296,27 +310,13 @@ int work_open(struct work *w, const char *dir, bool fresh, const json_t *recipe,
     if (!w->dir)
         return err_nomem(e, dir, strlen(dir));
     int rc = mkdir(dir, 0777) && errno != EEXIST ? err_errno(e, "%s: cannot create the work folder", dir) : 0;
-    rc = rc || lock(w, e) || path_of(w, "recipe.json", path, e) || load_recipe(path, &old, e) < 0 || (!old && no_foreign(dir, e)) ||
-         (old && !fresh && compare_recipe(w, old, recipe, e));
+    rc = rc || enter(w, path, &old, e) || (old && !fresh && compare_recipe(w, old, recipe, e));
     w->entered = !rc;
     rc = rc || sweep(dir, fresh ? SWEEP_ALL : SWEEP_TEMPORARY, e) || ((fresh || !old) && save_recipe(path, recipe, e));
     json_decref(old);
     if (rc)
         work_close(w);
     return rc ? -1 : 0;
-}
-
-/* Is there work in it, and not only a recipe? */
-static bool worth_keeping(const char *dir)
-{
-    bool found = false;
-    DIR *d = opendir(dir);
-    struct dirent *ent;
-    while (d && !found && (ent = readdir(d)))
-        found = !fnmatch("block-[0-9]*.bin", ent->d_name, 0) || !strcmp(ent->d_name, "calib.bin");
-    if (d)
-        closedir(d);
-    return found;
 }
 
 static int remove_lock(const struct work *w, struct err *e)
@@ -332,7 +332,7 @@ void work_close(struct work *w)
 {
     if (!w->dir)
         return;
-    if (w->lock >= 0 && (w->entered ? !worth_keeping(w->dir) && !sweep(w->dir, SWEEP_ALL, NULL) : w->made_lock))
+    if (w->lock >= 0 && (w->entered ? !find_ours(w->dir, WORTH, NULL, 0) && !sweep(w->dir, SWEEP_ALL, NULL) : w->made_lock))
         remove_lock(w, NULL);
     if (w->lock >= 0)
         close(w->lock);
@@ -343,25 +343,19 @@ void work_close(struct work *w)
 
 int work_remove(const char *dir, struct err *e)
 {
-    char path[PATH_CAP], *name = mem_strdup(dir);
-    struct work w = { .dir = name, .lock = -1 };
+    char path[PATH_CAP];
+    struct work w = { .dir = (char *)(uintptr_t)dir, .lock = -1 };
     json_t *old = NULL;
-    if (!name)
-        return err_nomem(e, dir, strlen(dir));
-    bool there = file_exists(dir);
-    int rc = there ? lock(&w, e) : 0;
-    bool busy = rc && e->code == ERR_USAGE; /* by a run that goes on there, and removes it when it is done */
-    if (there && !rc) {
-        rc = path_of(&w, "recipe.json", path, e) || load_recipe(path, &old, e) < 0 || (!old && no_foreign(dir, e)) ||
-             sweep(dir, SWEEP_ALL, e) ? -1 : 0;
-        if ((!rc || w.made_lock) && remove_lock(&w, rc ? NULL : e))
-            rc = -1;
-    }
-    if (w.lock >= 0)
-        close(w.lock);
+    if (!file_exists(dir))
+        return 0;
+    int rc = enter(&w, path, &old, e) || sweep(dir, SWEEP_ALL, e) ? -1 : 0;
     json_decref(old);
-    mem_free(name);
-    return busy ? 0 : rc;
+    if (w.lock < 0) /* a run goes on there, and removes it when it is done */
+        return e->code == ERR_USAGE ? 0 : -1;
+    if ((!rc || w.made_lock) && remove_lock(&w, rc ? NULL : e))
+        rc = -1;
+    close(w.lock);
+    return rc;
 }
 
 /* ---- files with a checksum ------------------------------------------------------------- */
