@@ -90,6 +90,7 @@ typedef struct d2q_quantize_options {
     const char *const *keep; /* (n_keep) "PATTERN=TYPE": other grids for tensors by name ("*.down_proj=q4_k") */
     int n_keep;
     int dsq, dac;         /* 0, 1 or D2Q_DEFAULT */
+    const char *dac_target; /* "float": the float model's path; "block": the block's own float attention, without propagated error and tuning; NULL: "float" */
     int dsq_norms;        /* DSQ of q,k,v and gate,up too; 0, 1 or D2Q_DEFAULT: the recipe's, where dsq is on */
     double alpha, beta;   /* propagated error; D2Q_DEFAULT, 0: off */
     const char *rotate;   /* "hadamard": residual stream and heads rotated first, which unties the head; "off"; "auto": the default recipe rotates

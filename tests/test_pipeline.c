@@ -230,13 +230,14 @@ static void test_written_is_what_was_in_memory(void **state)
     scratch_remove(dir);
 }
 
-/* The first block up to the norm after attention, with the attention of w, and its whole output with the float FFN on that norm's output + shift. */
+/* Block k, on what m makes of the blocks before it, up to the norm after attention, with the attention of w, and its whole output with the float
+ * FFN on that norm's output + shift. */
 struct half_block {
     float h[64 * 64], x[64 * 64], out[64 * 64];
 };
 
-static void half_block(const struct model *m, const struct model *w, const struct model *fl, const int32_t *ids, int64_t n, const double *shift,
-                       struct half_block *b)
+static void half_block(const struct model *m, const struct model *w, const struct model *fl, int64_t k, const int32_t *ids, int64_t n,
+                       const double *shift, struct half_block *b)
 {
     struct fwd f;
     struct err e = { 0 };
@@ -244,16 +245,18 @@ static void half_block(const struct model *m, const struct model *w, const struc
     assert_true(n * d <= 64 * 64);
     assert_int_equal(fwd_init(&f, &m->hp, n, &e), 0);
     assert_int_equal(fwd_embed(m, ids, n, b->h, &e), 0);
-    fwd_attn_in(m, &w->layers[0], b->h, n, f.x);
-    assert_int_equal(fwd_attn(w, &w->layers[0], &f, f.x, n, f.a, &e), 0);
-    assert_int_equal(fwd_attn_out(&w->layers[0], f.a, n, b->h, &e), 0);
-    fwd_ffn_in(m, &m->layers[0], b->h, n, b->x);
+    for (int64_t i = 0; i < k; i++)
+        assert_int_equal(fwd_block(m, &m->layers[i], &f, b->h, n, &e), 0);
+    fwd_attn_in(m, &w->layers[k], b->h, n, f.x);
+    assert_int_equal(fwd_attn(w, &w->layers[k], &f, f.x, n, f.a, &e), 0);
+    assert_int_equal(fwd_attn_out(&w->layers[k], f.a, n, b->h, &e), 0);
+    fwd_ffn_in(m, &m->layers[k], b->h, n, b->x);
     for (int64_t i = 0; i < n * d; i++) {
         b->out[i] = b->h[i];
         f.x[i] = b->x[i] + (shift ? (float)shift[i % d] : 0);
     }
-    assert_int_equal(fwd_act(&fl->layers[0], &f, f.x, n, f.g, &e), 0);
-    assert_int_equal(fwd_ffn_out(&fl->layers[0], f.g, n, b->out, &e), 0);
+    assert_int_equal(fwd_act(&fl->layers[k], &f, f.x, n, f.g, &e), 0);
+    assert_int_equal(fwd_ffn_out(&fl->layers[k], f.g, n, b->out, &e), 0);
     fwd_release(&f);
 }
 
@@ -272,9 +275,10 @@ static void rotate_first_block(struct model *m)
     rotator_release(&t);
 }
 
-/* DAC of the first block, after a reload: the mean of gate (and up) over the calibration tokens is what the quantized
- * matrix makes of the float path's mean input: W_q mean(x~) + b = W_q mean(x). fp16 rounds b. */
-static void dac_restores_the_mean(bool dsq_norms, bool rotate)
+/* DAC of block k, after a reload: the mean of gate (and up) over the calibration tokens is what the quantized
+ * matrix makes of the target's mean input: W_q mean(x~) + b = W_q mean(x). fp16 rounds b. The target is the float path's in the first block;
+ * in a later one that of the block's own float attention. */
+static void dac_restores_the_mean(bool dsq_norms, bool rotate, int64_t k)
 {
     struct quant_options o = options("d2quant", "paper", 2, 32);
     struct quant_result res;
@@ -285,23 +289,24 @@ static void dac_restores_the_mean(bool dsq_norms, bool rotate)
     o.dsq = false;
     o.dsq_norms = dsq_norms;
     o.rotate = rotate;
+    o.dac_block = k > 0;
     struct model *fl = open_model(MODELS "llama"), *m = open_model(MODELS "llama");
     make_calib(&c, m, 1, 64); /* one sequence: none is held out, all of it makes the mean */
     assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), 0);
-    assert_true(res.blocks[0].dac_shift > 1e-4);
-    assert_true((res.blocks[0].dsq_norm_gain[1] > 0) == dsq_norms);
+    assert_true(res.blocks[k].dac_shift > 1e-4);
+    assert_true((res.blocks[k].dsq_norm_gain[1] > 0) == dsq_norms);
     assert_int_equal(export_model(m, "gptq", scratch_path(dir, "dac"), NULL, NULL, NULL, &e), 0);
     model_free(m);
     m = open_model(scratch_path(dir, "dac"));
-    assert_non_null(m->layers[0].lin[ROLE_GATE].b);
+    assert_non_null(m->layers[k].lin[ROLE_GATE].b);
     if (rotate)
         rotate_first_block(fl);
     int64_t d = m->hp.n_embd, n = 64;
     static struct half_block b[2]; /* both paths start from the rounded embedding */
-    half_block(m, m, fl, c.ids, n, NULL, &b[0]);
-    half_block(m, fl, fl, c.ids, n, NULL, &b[1]);
+    half_block(m, m, fl, k, c.ids, n, NULL, &b[0]);
+    half_block(m, fl, fl, k, c.ids, n, NULL, &b[1]);
     for (int role = ROLE_GATE; role <= ROLE_UP; role++) {
-        const struct linear *l = &m->layers[0].lin[role];
+        const struct linear *l = &m->layers[k].lin[role];
         int64_t n_out = tensor_rows(&l->w);
         float *y = mem_alloc((size_t)(n * n_out), sizeof *y), *mean = mem_zalloc((size_t)d, sizeof *mean);
         float *want = mem_alloc((size_t)n_out, sizeof *want);
@@ -331,9 +336,10 @@ static void dac_restores_the_mean(bool dsq_norms, bool rotate)
 static void test_dac_restores_the_mean(void **state)
 {
     (void)state;
-    dac_restores_the_mean(false, false);
-    dac_restores_the_mean(true, false); /* the gains of the norm are not those that mu was measured behind */
-    dac_restores_the_mean(false, true); /* in the basis of the rotation: no norm has a gain, gate's and up's biases carry DAC all the same */
+    dac_restores_the_mean(false, false, 0);
+    dac_restores_the_mean(false, false, 1);
+    dac_restores_the_mean(true, false, 0); /* the gains of the norm are not those that mu was measured behind */
+    dac_restores_the_mean(false, true, 0); /* in the basis of the rotation: no norm has a gain, gate's and up's biases carry DAC all the same */
 }
 
 /* The share that DAC keeps of the first block's mean deviation is the one of 0, 1/4, 1/2, 1 that brings the block's held-out output nearest to
@@ -359,8 +365,8 @@ static double best_share(int bits, int words)
         c.ids[i] %= words;
     assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), 0);
     for (int64_t i = 0; i < held_out(&c); i++) {
-        half_block(m, m, fl, c.ids + c.start[i], LEN, NULL, &q);
-        half_block(m, fl, fl, c.ids + c.start[i], LEN, NULL, &f);
+        half_block(m, m, fl, 0, c.ids + c.start[i], LEN, NULL, &q);
+        half_block(m, fl, fl, 0, c.ids + c.start[i], LEN, NULL, &f);
         for (int64_t k = 0; k < LEN * d; k++)
             mean[k % d] += (f.x[k] - (double)q.x[k]) / (double)(held_out(&c) * LEN);
     }
@@ -368,8 +374,8 @@ static double best_share(int bits, int words)
         for (int64_t j = 0; j < d; j++)
             shift[j] = shares[k] * mean[j];
         for (int64_t i = held_out(&c); i < c.n; i++) {
-            half_block(m, fl, fl, c.ids + c.start[i], LEN, NULL, &f);
-            half_block(m, m, fl, c.ids + c.start[i], LEN, shift, &q);
+            half_block(m, fl, fl, 0, c.ids + c.start[i], LEN, NULL, &f);
+            half_block(m, m, fl, 0, c.ids + c.start[i], LEN, shift, &q);
             for (int64_t j = 0; j < LEN * d; j++)
                 cost[k] += (f.out[j] - (double)q.out[j]) * (f.out[j] - (double)q.out[j]);
         }
@@ -483,6 +489,11 @@ static void test_options(void **state)
     assert_int_equal(quant_options_init(&o, "d2quant", "secret", &e), -1);
     o = options("d2quant", "paper", 2, 128);
     assert_true(o.dsq && o.dac && !o.dac_accept && o.alpha == 0 && o.beta == 0 && o.dsq_init == DSQ_ONES && o.dsq_rounds == 5);
+    o.dac_block = true;
+    assert_int_equal(quant_options_check(&o, &e), 0);
+    o.alpha = 0.5;
+    assert_int_equal(quant_options_check(&o, &e), -1);
+    assert_non_null(strstr(e.msg, "dac-target block"));
     o = options("d2quant", "default", 5, 128);
     assert_int_equal(quant_options_check(&o, &e), -1);
     o = options("d2quant", "default", 3, 8);

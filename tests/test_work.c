@@ -15,7 +15,7 @@
 #include "scratch.h"
 
 #define MODELS "tests/fixtures/models/"
-#define OPTIONS_SIZE 136 /* of struct quant_options without keep */
+#define OPTIONS_SIZE 144 /* of struct quant_options without keep */
 
 static struct model *open_model(const char *path)
 {
@@ -415,6 +415,7 @@ static void test_every_option_counts(void **state)
     COUNTS(dac = !plain.dac);
     COUNTS(dsq_norms = !plain.dsq_norms);
     COUNTS(dac_accept = !plain.dac_accept);
+    COUNTS(dac_block = !plain.dac_block);
     COUNTS(alpha += 0.25);
     COUNTS(beta += 0.25);
     COUNTS(rotate = !plain.rotate);

@@ -56,7 +56,8 @@ int api_quant_options(const d2q_quantize_options *in, const struct model *m, str
 {
     static const char *const orders[] = { "none", "act", NULL },
                       *const searches[] = { "minmax", "mse", "hessian", NULL }, *const sinks[] = { "keep", "skip", "clip", NULL },
-                      *const rotations[] = { "auto", "off", "hadamard", NULL }, *const failures[] = { "stop", "rtn", "keep", NULL };
+                      *const rotations[] = { "auto", "off", "hadamard", NULL }, *const failures[] = { "stop", "rtn", "keep", NULL },
+                      *const targets[] = { "float", "block", NULL };
     int k;
     if (quant_options_init(o, in->method, in->recipe, e))
         return -1;
@@ -97,6 +98,9 @@ int api_quant_options(const d2q_quantize_options *in, const struct model *m, str
     o->dsq = in->dsq == D2Q_DEFAULT ? o->dsq : in->dsq != 0;
     o->dsq_norms = in->dsq_norms == D2Q_DEFAULT ? o->dsq_norms && o->dsq : in->dsq_norms != 0;
     o->dac = in->dac == D2Q_DEFAULT ? o->dac : in->dac != 0;
+    if ((k = choose("dac-target", in->dac_target ? in->dac_target : "float", targets, e)) < 0)
+        return -1;
+    o->dac_block = o->dac && k == 1;
     o->alpha = in->alpha < 0 ? o->alpha : in->alpha;
     o->beta = in->beta < 0 ? o->beta : in->beta;
     o->sweeps = in->sweeps < 0 ? o->sweeps : in->sweeps;
@@ -117,6 +121,7 @@ static json_t *options_json(const d2q_quantize_options *in, const struct quant_o
                                         "dac", o->dac, "alpha", o->alpha, "beta", o->beta, "sweeps", o->sweeps, "seed",
                                         (json_int_t)in->seed));
     json_object_set_new(j, "shrink", json_real(o->shrink));
+    json_object_set_new(j, "dac_target", o->dac ? json_string(o->dac_block ? "block" : "float") : json_null());
     json_object_set_new(j, "rotate", json_string(o->rotate ? "hadamard" : "off"));
     json_object_set_new(j, "tune", json_integer(o->tune));
     json_object_set_new(j, "tune_lr", json_real(o->tune_lr));
@@ -358,6 +363,8 @@ static void tell_of_unused(const d2q_quantize_options *in, const struct quant_op
         log_warn(log, "method %s has no calibration text: damp and sinks change nothing, and search hessian is mse", in->method);
     if (in->tune_lr >= 0 && !o->tune)
         log_warn(log, "tune-lr changes nothing without tune");
+    if (in->dac_target && !o->dac)
+        log_warn(log, "dac-target changes nothing without dac");
 }
 
 /* Once, before the work. */

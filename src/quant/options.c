@@ -93,6 +93,8 @@ int quant_options_check(const struct quant_options *o, struct err *e)
                        "and propagate A,0");
     if (o->method != METHOD_d2quant && (o->dsq || o->dsq_norms || o->dac))
         return err_set(e, ERR_USAGE, "dsq and dac belong to method d2quant");
+    if (o->dac_block && (!o->dac || o->alpha > 0 || o->beta > 0 || o->tune))
+        return err_set(e, ERR_USAGE, "dac-target block: DAC alone, without the float path: expected dac on, propagate off and no tuning");
     return 0;
 }
 

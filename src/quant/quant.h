@@ -64,6 +64,7 @@ struct quant_options {
     int zero_min;     /* smallest zero point, 0 or 1: GPTQ v1 files cannot hold 0 */
     bool dsq, dac;    /* d2quant only */
     bool dsq_norms;   /* DSQ of q,k,v and of gate,up as well, absorbed by the norms' gains; d2quant only */
+    bool dac_block;   /* DAC's target: the block's own float attention on the quantized path's input, not the float path's; no propagation, no tuning */
     bool dac_accept;  /* keep a block's DAC only where held-out calibration gains */
     double alpha, beta; /* propagated error; 0, 0: off. gptaq: alpha is the share of its term */
     bool rotate;      /* QuaRot's fusable rotation before anything else (quant/rotate.h) */
@@ -132,7 +133,7 @@ struct quant_block {  /* what the corrections did, one per block */
     double dsq_quantile[QUANT_SPREAD]; /* of s^c: 5, 25, 50, 75, 95 % */
     double dsq_gain;  /* error with s^c / error of GPTQ alone; 0: not used */
     double dsq_norm_gain[2]; /* the same of q,k,v and of gate,up */
-    double out_err;   /* |h_q - h|^2 / |h|^2 of the block's output, sinks left out; 0 where the method needs no float path */
+    double out_err;   /* |h_q - h|^2 / |h|^2 of the block's output, sinks left out; 0 without the float path, dac_block included */
 };
 
 /* Where the time of all blocks went, by stage. */

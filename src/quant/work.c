@@ -107,6 +107,7 @@ static json_t *options_json(const struct quant_options *o)
                                         "order", (int)o->order, "search", (int)o->search, "sweeps", o->sweeps, "damp", o->damp,
                                         "sinks", (int)o->sinks));
     json_object_set_new(j, "rotate", json_boolean(o->rotate));
+    json_object_set_new(j, "dac_block", json_boolean(o->dac_block));
     json_object_update_new(j, json_pack("{sisbsisisfssso}", "dsq_init", (int)o->dsq_init, "dsq_weighted", o->dsq_weighted,
                                         "dsq_rounds", o->dsq_rounds, "tune", o->tune, "tune_lr", o->tune_lr, "kept",
                                         o->kept_packed ? "packed" : dtype_table[o->kept].name, "keep", keep));
