@@ -58,18 +58,8 @@ def stale(row):
     return options.get("method") == "d2quant" and options.get("recipe") == "default" and ("shrink" not in options or unrotated)
 
 
-def bare(row):
-    """Judged without the biases that DAC gave it, which Qwen2 has no place for: to be made again as Llama."""
-    return row["row"].startswith("qwen/") and row.get("options", {}).get("dac") is True and "--as-llama" not in row["command"]
-
-
-def mark(row):
-    """Of a row that is to be made again; "": it stands."""
-    return "†" if stale(row) else "‡" if bare(row) else ""
-
-
 def marked(label, row):
-    return f"{label} {mark(row)}".rstrip()
+    return f"{label} †" if stale(row) else label
 
 
 def model_of(s):
