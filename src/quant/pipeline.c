@@ -486,7 +486,7 @@ static int stage_down(struct block *b, struct err *e)
         if (!rc && s.hf)
             block_error(&s, hp->n_embd, r->fq.x, r->fq.x + s.n, &num, &den);
     }
-    b->out->out_err = den > 0 && !(r->o->dac_block) ? num / den : 0;
+    b->out->out_err = den > 0 && !r->o->dac_block ? num / den : 0;
     r->res->seconds_forward += log_now() - t0;
     return rc ? -1 : 0;
 }
