@@ -156,7 +156,7 @@ static void test_wrong_usage(void **state)
         { "quantize " LLAMA " -o x --nsamples 0", "--nsamples: expected a whole number from 1" },
         { "quantize " LLAMA " -o x.gguf --format gguf --format hf", "names one GGUF file, --format hf asks for more" },
         { "quantize " LLAMA " -o x --method gptq --dsq on", "dsq and dac belong to method d2quant" },
-        { "quantize " LLAMA " -o x --dac on --dac-target block", "expected dac on, propagate off and no tuning" },
+        { "quantize " LLAMA " -o x --dac on --dac-target block", "expected propagate off and no tuning" },
         { "quantize " LLAMA " -o x --bit 3", "did you mean --bits?" },
         { "quantize " LLAMA " -o x --grop=64", "did you mean --group?" },
         { "quantize " LLAMA " -o x --json=yes", "--json takes no value" },

@@ -154,7 +154,7 @@ static void test_threads(void **state)
 {
     (void)state;
     struct quant_options o = options("d2quant", "default", 3, 32);
-    o.dac = true;
+    o.dac = DAC_FLOAT;
     o.dac_accept = false;
     int counts[3] = { 1, 2, 7 };
     struct model *m[3];
@@ -289,7 +289,7 @@ static void dac_restores_the_mean(bool dsq_norms, bool rotate, int64_t k)
     o.dsq = false;
     o.dsq_norms = dsq_norms;
     o.rotate = rotate;
-    o.dac_block = k > 0;
+    o.dac = k > 0 ? DAC_BLOCK : DAC_FLOAT;
     struct model *fl = open_model(MODELS "llama"), *m = open_model(MODELS "llama");
     make_calib(&c, m, 1, 64); /* one sequence: none is held out, all of it makes the mean */
     assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), 0);
@@ -412,7 +412,7 @@ static void test_dac_is_accepted_or_refused(void **state)
     (void)state;
     struct quant_options o = options("d2quant", "default", 2, 32);
     struct quant_result res;
-    o.dac = true;
+    o.dac = DAC_FLOAT;
     o.dac_accept = true;
     struct model *m = quantized(MODELS "llama", &o, &res);
     for (int64_t i = 0; i < m->hp.n_layer; i++) {
@@ -488,8 +488,8 @@ static void test_options(void **state)
     assert_non_null(strstr(e.msg, "awq"));
     assert_int_equal(quant_options_init(&o, "d2quant", "secret", &e), -1);
     o = options("d2quant", "paper", 2, 128);
-    assert_true(o.dsq && o.dac && !o.dac_accept && o.alpha == 0 && o.beta == 0 && o.dsq_init == DSQ_ONES && o.dsq_rounds == 5);
-    o.dac_block = true;
+    assert_true(o.dsq && o.dac == DAC_FLOAT && !o.dac_accept && o.alpha == 0 && o.beta == 0 && o.dsq_init == DSQ_ONES && o.dsq_rounds == 5);
+    o.dac = DAC_BLOCK;
     assert_int_equal(quant_options_check(&o, &e), 0);
     o.alpha = 0.5;
     assert_int_equal(quant_options_check(&o, &e), -1);

@@ -171,7 +171,7 @@ static void test_same_bytes(void **state)
                 o.kept = DT_F32;
             } else if (v == 5) {
                 o.tune = 1;
-                o.dac = true;
+                o.dac = DAC_FLOAT;
                 o.dac_accept = false;
                 o.order = ORDER_ACT;
             }
@@ -412,10 +412,10 @@ static void test_every_option_counts(void **state)
     COUNTS(group = 16);
     COUNTS(zero_min++);
     COUNTS(dsq = !plain.dsq);
-    COUNTS(dac = !plain.dac);
+    COUNTS(dac = DAC_FLOAT);
     COUNTS(dsq_norms = !plain.dsq_norms);
     COUNTS(dac_accept = !plain.dac_accept);
-    COUNTS(dac_block = !plain.dac_block);
+    COUNTS(dac = DAC_BLOCK);
     COUNTS(alpha += 0.25);
     COUNTS(beta += 0.25);
     COUNTS(rotate = !plain.rotate);

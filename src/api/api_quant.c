@@ -97,10 +97,12 @@ int api_quant_options(const d2q_quantize_options *in, const struct model *m, str
                        "it is nsamples");
     o->dsq = in->dsq == D2Q_DEFAULT ? o->dsq : in->dsq != 0;
     o->dsq_norms = in->dsq_norms == D2Q_DEFAULT ? o->dsq_norms && o->dsq : in->dsq_norms != 0;
-    o->dac = in->dac == D2Q_DEFAULT ? o->dac : in->dac != 0;
     if ((k = choose("dac-target", in->dac_target ? in->dac_target : "float", targets, e)) < 0)
         return -1;
-    o->dac_block = o->dac && k == 1;
+    if (in->dac == D2Q_DEFAULT ? o->dac != DAC_OFF : in->dac != 0)
+        o->dac = k == 1 ? DAC_BLOCK : DAC_FLOAT;
+    else
+        o->dac = DAC_OFF;
     o->alpha = in->alpha < 0 ? o->alpha : in->alpha;
     o->beta = in->beta < 0 ? o->beta : in->beta;
     o->sweeps = in->sweeps < 0 ? o->sweeps : in->sweeps;
@@ -118,10 +120,11 @@ static json_t *options_json(const d2q_quantize_options *in, const struct quant_o
     json_t *j = json_pack("{sssssisissssss}", "method", in->method, "recipe", in->recipe, "bits", o->bits, "group", o->group,
                           "order", orders[o->order], "search", searches[o->search], "sinks", sinks[o->sinks]);
     json_object_update_new(j, json_pack("{sssfsbsbsbsfsfsisI}", "grid", grid_table[o->grid].name, "damp", o->damp, "dsq", o->dsq, "dsq_norms", o->dsq_norms,
-                                        "dac", o->dac, "alpha", o->alpha, "beta", o->beta, "sweeps", o->sweeps, "seed",
+                                        "dac", o->dac != DAC_OFF, "alpha", o->alpha, "beta", o->beta, "sweeps", o->sweeps, "seed",
                                         (json_int_t)in->seed));
     json_object_set_new(j, "shrink", json_real(o->shrink));
-    json_object_set_new(j, "dac_target", o->dac ? json_string(o->dac_block ? "block" : "float") : json_null());
+    json_object_set_new(j, "dac_target", o->dac != DAC_OFF ? json_string(o->dac == DAC_BLOCK ? "block" : "float") : json_null());
+    json_object_set_new(j, "dac_accept", json_boolean(o->dac_accept));
     json_object_set_new(j, "rotate", json_string(o->rotate ? "hadamard" : "off"));
     json_object_set_new(j, "tune", json_integer(o->tune));
     json_object_set_new(j, "tune_lr", json_real(o->tune_lr));
@@ -363,7 +366,7 @@ static void tell_of_unused(const d2q_quantize_options *in, const struct quant_op
         log_warn(log, "method %s has no calibration text: damp and sinks change nothing, and search hessian is mse", in->method);
     if (in->tune_lr >= 0 && !o->tune)
         log_warn(log, "tune-lr changes nothing without tune");
-    if (in->dac_target && !o->dac)
+    if (in->dac_target && o->dac == DAC_OFF)
         log_warn(log, "dac-target changes nothing without dac");
 }
 
@@ -434,7 +437,7 @@ static int plan_export(const struct model *m, const struct quant_options *o, str
     struct export_matrix *lin = arena_alloc(a, (size_t)n, sizeof *lin);
     if (!lin)
         return err_nomem(e, "plan", (size_t)n * sizeof *lin);
-    *p = (struct export_plan){ .lin = lin, .mlp_bias = o->dac };
+    *p = (struct export_plan){ .lin = lin, .mlp_bias = o->dac != DAC_OFF };
     for (int64_t i = 0; i < n; i++) {
         enum role r = (enum role)(i % ROLE_COUNT);
         int64_t n_in = role_cols(&m->hp, r);

@@ -36,7 +36,7 @@ int quant_options_init(struct quant_options *o, const char *method, const char *
         return 0;
     o->dsq = true;
     o->shrink = paper ? 0 : 2;
-    o->dac = paper; /* measured neutral beside propagated error, and few formats carry it */
+    o->dac = paper ? DAC_FLOAT : DAC_OFF; /* measured neutral beside propagated error, and few formats carry it */
     o->dac_accept = !paper;
     o->dsq_init = paper ? DSQ_ONES : DSQ_ACTIVATION;
     o->dsq_rounds = paper ? 5 : 2;
@@ -50,7 +50,7 @@ int quant_options_init(struct quant_options *o, const char *method, const char *
 
 bool quant_float_path(const struct quant_options *o)
 {
-    return o->alpha > 0 || o->beta > 0 || o->dac || o->tune > 0;
+    return o->alpha > 0 || o->beta > 0 || o->dac != DAC_OFF || o->tune > 0;
 }
 
 static int check_grid(const struct quant_options *o, enum grid_id grid, struct err *e)
@@ -91,10 +91,10 @@ int quant_options_check(const struct quant_options *o, struct err *e)
     if (o->method == METHOD_gptaq && (o->sweeps || o->beta > 0))
         return err_set(e, ERR_USAGE, "method gptaq: its term is part of the solve, which sweeps would undo, and has one share: expected no sweeps "
                        "and propagate A,0");
-    if (o->method != METHOD_d2quant && (o->dsq || o->dsq_norms || o->dac))
+    if (o->method != METHOD_d2quant && (o->dsq || o->dsq_norms || o->dac != DAC_OFF))
         return err_set(e, ERR_USAGE, "dsq and dac belong to method d2quant");
-    if (o->dac_block && (!o->dac || o->alpha > 0 || o->beta > 0 || o->tune))
-        return err_set(e, ERR_USAGE, "dac-target block: DAC alone, without the float path: expected dac on, propagate off and no tuning");
+    if (o->dac == DAC_BLOCK && (o->alpha > 0 || o->beta > 0 || o->tune))
+        return err_set(e, ERR_USAGE, "dac-target block: DAC alone, without the float path: expected propagate off and no tuning");
     return 0;
 }
 

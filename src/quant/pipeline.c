@@ -1,6 +1,6 @@
 /* pipeline: quantize_model, block by block. Invariants:
  *   - at the start of block l, hq and hf are the hidden states of all calibration tokens at its input, through the
- *     quantized and the float blocks before it (with dac_block hf begins every block as hq);
+ *     quantized and the float blocks before it (with DAC_BLOCK hf begins every block as hq);
  *   - every stage of a block is computed once per path, but down's input on the quantized path: that of o waits in `mid` until o is
  *     quantized; down's, the widest there is, is computed again, from up_proj with DSQ's scales merged as it is stored;
  *   - the float path is skipped where the method needs none. */
@@ -404,7 +404,7 @@ static int stage_gate_up(struct block *b, struct err *e)
     if (last == r->calib->n)
         mean_deviation(&st, mean);
     r->res->seconds_stats += log_now() - t0;
-    if (!rc && r->o->dac) {
+    if (!rc && r->o->dac != DAC_OFF) {
         t0 = log_now();
         use_mu = block_dac(b, mean, mu, e);
         rc = use_mu < 0;
@@ -486,7 +486,7 @@ static int stage_down(struct block *b, struct err *e)
         if (!rc && s.hf)
             block_error(&s, hp->n_embd, r->fq.x, r->fq.x + s.n, &num, &den);
     }
-    b->out->out_err = den > 0 && !r->o->dac_block ? num / den : 0;
+    b->out->out_err = den > 0 && r->o->dac != DAC_BLOCK ? num / den : 0;
     r->res->seconds_forward += log_now() - t0;
     return rc ? -1 : 0;
 }
@@ -511,7 +511,7 @@ static int block_run(struct run *r, int64_t index, struct err *e)
     struct block b;
     struct layer source = r->m->layers[index];
     int rc = block_open(&b, r, index, e);
-    if (!rc && r->o->dac_block)
+    if (!rc && r->o->dac == DAC_BLOCK)
         memcpy(r->hf, r->hq, (size_t)(r->n_tok * r->m->hp.n_embd) * sizeof *r->hf);
     if (!rc && !r->calib)
         rc = tick(&b, "rtn", 0, 0, e) || block_solve(&b, ROLE_Q, ROLE_COUNT, NULL, e);

@@ -48,7 +48,7 @@ static uint64_t vector_bytes(const struct model *m, const struct quant_options *
     for (int64_t i = 0; i < hp->n_layer; i++) {
         n += 2 * (uint64_t)hp->n_embd + (hp->qk_norm ? 2 * (uint64_t)hp->head_dim : 0);
         for (int r = 0; r < ROLE_COUNT; r++)
-            n += m->layers[i].lin[r].b || (o->dac && (r == ROLE_GATE || r == ROLE_UP)) ? (uint64_t)m->layers[i].lin[r].w.dim[0] : 0;
+            n += m->layers[i].lin[r].b || (o->dac != DAC_OFF && (r == ROLE_GATE || r == ROLE_UP)) ? (uint64_t)m->layers[i].lin[r].w.dim[0] : 0;
     }
     return n * (o->kept == DT_F16 ? 2 : 4);
 }

@@ -40,6 +40,8 @@ enum quant_search { SEARCH_MINMAX, SEARCH_MSE, SEARCH_HESSIAN };
 enum quant_sinks { SINKS_KEEP, SINKS_SKIP, SINKS_CLIP };
 enum quant_failure { FAILURE_STOP, FAILURE_RTN, FAILURE_KEEP };
 enum dsq_init { DSQ_ONES, DSQ_ACTIVATION };
+/* What DAC brings the mean back to: the float path's, or that of the block's own float attention on the quantized path's input. */
+enum dac_target { DAC_OFF, DAC_FLOAT, DAC_BLOCK };
 
 /* Token sequences; ids of all of them lie behind each other. */
 struct calib {
@@ -62,9 +64,9 @@ struct quant_options {
     int bits;         /* 2, 3 or 4 */
     int group;        /* inputs per group; <= 0: one group a row */
     int zero_min;     /* smallest zero point, 0 or 1: GPTQ v1 files cannot hold 0 */
-    bool dsq, dac;    /* d2quant only */
+    bool dsq;         /* d2quant only */
     bool dsq_norms;   /* DSQ of q,k,v and of gate,up as well, absorbed by the norms' gains; d2quant only */
-    bool dac_block;   /* DAC's target: the block's own float attention on the quantized path's input, not the float path's; no propagation, no tuning */
+    enum dac_target dac; /* d2quant only; DAC_BLOCK without propagation and tuning */
     bool dac_accept;  /* keep a block's DAC only where held-out calibration gains */
     double alpha, beta; /* propagated error; 0, 0: off. gptaq: alpha is the share of its term */
     bool rotate;      /* QuaRot's fusable rotation before anything else (quant/rotate.h) */
@@ -133,7 +135,7 @@ struct quant_block {  /* what the corrections did, one per block */
     double dsq_quantile[QUANT_SPREAD]; /* of s^c: 5, 25, 50, 75, 95 % */
     double dsq_gain;  /* error with s^c / error of GPTQ alone; 0: not used */
     double dsq_norm_gain[2]; /* the same of q,k,v and of gate,up */
-    double out_err;   /* |h_q - h|^2 / |h|^2 of the block's output, sinks left out; 0 without the float path, dac_block included */
+    double out_err;   /* |h_q - h|^2 / |h|^2 of the block's output, sinks left out; 0 without the float path, DAC_BLOCK included */
 };
 
 /* Where the time of all blocks went, by stage. */

@@ -204,8 +204,7 @@ int section_dac(struct text *t, const json_t *run, struct err *e)
     static const char *const keys[] = { "dac_before", "dac_after" };
     const json_t *blocks = json_object_get(run, "blocks"), *row;
     const json_t *options = json_object_get(run, "options");
-    const char *recipe = json_string_value(json_object_get(options, "recipe"));
-    bool on = json_is_true(json_object_get(options, "dac")), paper = recipe && !strcmp(recipe, "paper");
+    bool on = json_is_true(json_object_get(options, "dac")), judged = !json_is_false(json_object_get(options, "dac_accept"));
     double lo, hi;
     struct plot p;
     size_t i, used = 0;
@@ -221,7 +220,7 @@ int section_dac(struct text *t, const json_t *run, struct err *e)
                 "of the norm's own rms, on calibration sequences held out from the fit%s</p>\n", on ? "." : "; DAC is off in this run, so it stays.");
     if (on)
         text_add(t, "<p>DAC was kept in %zu of %zu blocks%s.</p>\n", used, json_array_size(blocks),
-                 paper ? ", as the recipe paper has it" : ", where it brought the block's output nearer to its target");
+                 judged ? ", where it brought the block's output nearer to its target" : " without being judged by them");
     text_add(t, "<div class=\"cards\"><div class=\"card\"><h3>Shift of each block</h3>");
     plot_open(&p, t, "Shift of the mean in each block", 0, hi, false, (int64_t)json_array_size(blocks));
     json_array_foreach(blocks, i, row) {
