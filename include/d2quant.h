@@ -92,6 +92,7 @@ typedef struct d2q_quantize_options {
     int dsq, dac;         /* 0, 1 or D2Q_DEFAULT */
     const char *dac_target; /* "float": the float model's path; "block": the block's own float attention, without propagated error and tuning; NULL: "float" */
     int dsq_norms;        /* DSQ of q,k,v and gate,up too; 0, 1 or D2Q_DEFAULT: the recipe's, where dsq is on */
+    int dsq_o;            /* DSQ of o too; likewise */
     double alpha, beta;   /* propagated error; D2Q_DEFAULT, 0: off */
     const char *rotate;   /* "hadamard": residual stream and heads rotated first, which unties the head; "off"; "auto": the default recipe rotates
                            * where that takes no bytes, with a head of its own and tables written as floats (kept_f32 0 or 1) */

@@ -175,7 +175,7 @@ static void refinements_help(void **state)
         double swept = error_of(&p, NULL);
         p.o.dsq_rounds = 2;
         p.o.dsq_weighted = true;
-        assert_int_equal(dsq_solve(&(struct solve_task){ .in = &p.in, .t = &p.t }, 1, &p.o, s_c, &gain, &e), 0);
+        assert_int_equal(dsq_solve(&(struct solve_task){ .in = &p.in, .t = &p.t }, 1, NULL, &p.o, s_c, &gain, &e), 0);
         double dual = error_of(&p, s_c);
         if (!(gptq < 0.97 * rtn && swept <= gptq * 1.0001 && dual <= swept * 1.0001))
             fail_msg("%s: rtn %g, gptq %g, with sweep %g, with dual scales %g", grid_table[types[k]].name, rtn, gptq, swept, dual);
@@ -267,7 +267,7 @@ static void portable_is_portable(void **state)
                         assert_true(packed[j] == (merged ? after : before)[j]);
                 }
                 if (!merged)
-                    assert_int_equal(dsq_absorb(&p.t, &p.g, NULL, s_c, &e), 0);
+                    assert_int_equal(dsq_absorb(&p.t, &p.g, s_c, &e), 0);
             }
             /* the unit has 7 (6) significant bits: it moves by 1/128 (1/64) at most */
             tensor_rows_f32(&p.t, ROWS - 1, 1, after);
@@ -290,7 +290,7 @@ static void blocks_absorb_row_scales(void **state)
         tensor_rows_f32(&p.t, 0, ROWS, before);
         for (int i = 0; i < ROWS; i++)
             s_c[i] = (float)exp(2 * uniform() - 1);
-        assert_int_equal(dsq_absorb(&p.t, &p.g, NULL, s_c, &e), 0);
+        assert_int_equal(dsq_absorb(&p.t, &p.g, s_c, &e), 0);
         for (int i = 0; i < ROWS; i++) {
             float top = 0; /* d and m round apart: relative to the largest value of the row; q6_k's d may be subnormal */
             tensor_rows_f32(&p.t, i, 1, after);
@@ -301,7 +301,7 @@ static void blocks_absorb_row_scales(void **state)
                     fail_msg("%s: %g became %g", grid_table[types[k]].name, (double)(s_c[i] * before[i * COLS + j]), (double)after[j]);
         }
         s_c[5] = 1e9f;
-        assert_int_equal(dsq_absorb(&p.t, &p.g, NULL, s_c, &e), -1);
+        assert_int_equal(dsq_absorb(&p.t, &p.g, s_c, &e), -1);
         assert_non_null(strstr(e.msg, "row 5"));
         problem_release(&p);
     }

@@ -432,11 +432,13 @@ static void plain_solve(double *m, double *b, int64_t d, double *x)
     }
 }
 
-/* s^c for quantized values v and s^c = 1 before: each column's own least squares, or that under h, damped towards 1 by 1 % of the mean diagonal. */
+/* s^c for quantized values v and s^c = 1 before: each column's own least squares, or that under h, damped towards 1 by 1 % of the mean diagonal.
+ * of (d): which of the n unknowns is column j's. */
 static void plain_scales(struct arena *a, const float *w, const float *v, const float *h, int64_t n_out, int64_t d, bool weighted,
-                         double *s)
+                         const int64_t *of, int64_t n, double *s)
 {
-    double *m = arena_zalloc(a, (size_t)(d * d), sizeof *m), *b = arena_zalloc(a, (size_t)d, sizeof *b), mean = 0;
+    double *m = arena_zalloc(a, (size_t)(n * n), sizeof *m), *b = arena_zalloc(a, (size_t)n, sizeof *b), mean = 0;
+    double *x = arena_zalloc(a, (size_t)n, sizeof *x);
     for (int64_t i = 0; i < d; i++)
         for (int64_t j = 0; j < d; j++) {
             double vv = 0, wv = 0, hij = weighted ? h[i * d + j] : i == j;
@@ -444,24 +446,31 @@ static void plain_scales(struct arena *a, const float *w, const float *v, const 
                 vv += (double)v[r * d + i] * v[r * d + j];
                 wv += (double)v[r * d + i] * w[r * d + j];
             }
-            m[i * d + j] = hij * vv;
-            b[i] += hij * wv;
+            m[of[i] * n + of[j]] += hij * vv;
+            b[of[i]] += hij * wv;
         }
-    for (int64_t i = 0; i < d; i++)
-        mean += m[i * d + i] / (double)d;
-    for (int64_t i = 0; weighted && i < d; i++) {
-        m[i * d + i] += 0.01 * mean;
+    for (int64_t i = 0; i < n; i++)
+        mean += m[i * n + i] / (double)n;
+    for (int64_t i = 0; weighted && i < n; i++) {
+        m[i * n + i] += 0.01 * mean;
         b[i] += 0.01 * mean;
     }
-    plain_solve(m, b, d, s);
+    plain_solve(m, b, n, x);
+    for (int64_t j = 0; j < d; j++)
+        s[j] = x[of[j]];
 }
 
-/* One alternation from s^c = 1: GPTQ's codes, and the closed form of those. */
+/* One alternation from s^c = 1: GPTQ's codes, and the closed form of those; once with the scales of three heads of twelve inputs tied. */
 static void test_dsq_closed_forms(void **state)
 {
     (void)state;
     const int64_t d = 72, n_out = 50;
-    for (int weighted = 0; weighted < 2; weighted++) {
+    for (int k = 0; k < 4; k++) {
+        int weighted = k & 1, tied = k >> 1;
+        struct dsq_tie tie = { 3, 12 };
+        int64_t of[72];
+        for (int64_t j = 0; j < d; j++)
+            of[j] = tied ? j / 36 * 12 + j % 12 : j;
         struct arena a;
         struct err e;
         struct factor f;
@@ -476,7 +485,7 @@ static void test_dsq_closed_forms(void **state)
         /* where inputs lean on each other the plain form may lose, and s^c = 1 is kept */
         float *w = random_matrix(&a, n_out, d, 0.2), *h = leaning(&a, 3 * d, d, weighted ? 0.7f : 0), got[72], v[50 * 72];
         for (int64_t i = 0; i < n_out * d; i++)
-            w[i] *= i % d % 5 ? 1 : 4; /* columns of unequal size: what DSQ is for */
+            w[i] *= of[i % d] % 5 ? 1 : 4; /* columns of unequal size: what DSQ is for */
         assert_int_equal(factor_init(&f, h, d, o.damp, ORDER_NONE, "test", NULL, &e), 0);
         grid_init(&g, GRID_asym, 2, 24, 0, d);
         assert_int_equal(grid_alloc(&g, &a, "test", n_out, d, &t, &e), 0);
@@ -484,14 +493,14 @@ static void test_dsq_closed_forms(void **state)
         struct solve_in in = { .name = "test", .w = w, .n_out = n_out, .n_in = d, .h = h, .f = &f, .grid = &g };
         struct solve_task task = { .in = &in, .t = &t };
         double gain, want[72], moved = 0;
-        assert_int_equal(dsq_solve(&task, 1, &o, got, &gain, &e), 0);
+        assert_int_equal(dsq_solve(&task, 1, tied ? &tie : NULL, &o, got, &gain, &e), 0);
         assert_int_equal(solve(&in, &o, &gptq, &e), 0);
         assert_memory_equal(t.q->codes, gptq.q->codes, (size_t)(n_out * t.q->row_words) * sizeof *t.q->codes);
         tensor_to_f32(&gptq, v);
-        plain_scales(&a, w, v, h, n_out, d, weighted, want);
+        plain_scales(&a, w, v, h, n_out, d, weighted, of, tied ? d / 3 : d, want);
         for (int64_t j = 0; j < d; j++) {
             if (!(fabs(got[j] - want[j]) <= 1e-3 * want[j]))
-                fail_msg("weighted %d: s^c of input %lld is %g, expected %g", weighted, (long long)j, got[j], want[j]);
+                fail_msg("weighted %d, tied %d: s^c of input %lld is %g, expected %g", weighted, tied, (long long)j, got[j], want[j]);
             moved = fmax(moved, fabs(want[j] - 1));
         }
         assert_true(moved > 0.03 && gain < 1);

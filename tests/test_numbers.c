@@ -351,7 +351,7 @@ static void test_merged_scales(void **state)
             } else {
                 int k = assert_sound(&r);
                 assert_true(k == 0 || told(&r, 0, ROLE_DOWN)->fallback[0]);
-                assert_true(k == 0 || r.res.blocks[0].dsq_gain == 0);
+                assert_true(k == 0 || r.res.blocks[0].dsq_gain[STAGE_DOWN] == 0);
                 fell = k > 0;
             }
             assert_int_equal(fell, !grid); /* by q2_0 down becomes q4_0, and up has room for its s^c */
@@ -388,7 +388,7 @@ static void test_merged_gains(void **state)
         } else {
             assert_int_equal(assert_sound(&r), 2);
             assert_true(told(&r, 0, ROLE_GATE)->fallback[0] && told(&r, 0, ROLE_UP)->fallback[0]);
-            assert_true(r.res.blocks[0].dsq_norm_gain[0] > 0 && r.res.blocks[0].dsq_norm_gain[1] == 0);
+            assert_true(r.res.blocks[0].dsq_gain[STAGE_QKV] > 0 && r.res.blocks[0].dsq_gain[STAGE_GATE_UP] == 0);
             for (int64_t j = 0; j < d; j++)
                 assert_true(r.m->layers[0].ffn_norm[j] == 65472);
         }

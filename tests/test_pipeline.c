@@ -294,7 +294,7 @@ static void dac_restores_the_mean(bool dsq_norms, bool rotate, int64_t k)
     make_calib(&c, m, 1, 64); /* one sequence: none is held out, all of it makes the mean */
     assert_int_equal(quantize_model(m, &o, &c, NULL, NULL, NULL, &res, &e), 0);
     assert_true(res.blocks[k].dac_shift > 1e-4);
-    assert_true((res.blocks[k].dsq_norm_gain[1] > 0) == dsq_norms);
+    assert_true((res.blocks[k].dsq_gain[STAGE_GATE_UP] > 0) == dsq_norms);
     assert_int_equal(export_model(m, "gptq", scratch_path(dir, "dac"), NULL, NULL, NULL, &e), 0);
     model_free(m);
     m = open_model(scratch_path(dir, "dac"));
@@ -340,6 +340,132 @@ static void test_dac_restores_the_mean(void **state)
     dac_restores_the_mean(false, false, 1);
     dac_restores_the_mean(true, false, 0); /* the gains of the norm are not those that mu was measured behind */
     dac_restores_the_mean(false, true, 0); /* in the basis of the rotation: no norm has a gain, gate's and up's biases carry DAC all the same */
+}
+
+/* tr(E H E^T) / tr(W H W^T) of o in the first block, E = W - V diag(s), H that of the outputs of the model's attention on `before`; s (n_in) or NULL. */
+static double error_of_o(const struct model *fl, const struct model *m, const struct model *before, const struct calib *c, const float *s)
+{
+    int64_t d = tensor_cols(&m->layers[0].lin[ROLE_O].w), n_out = tensor_rows(&m->layers[0].lin[ROLE_O].w), len = c->start[1];
+    struct arena a;
+    struct fwd f;
+    struct err e;
+    arena_init(&a);
+    float *w = arena_alloc(&a, (size_t)(n_out * d), sizeof *w), *v = arena_alloc(&a, (size_t)(n_out * d), sizeof *v);
+    float *h = arena_alloc(&a, (size_t)(len * m->hp.n_embd), sizeof *h), *x = arena_alloc(&a, (size_t)(len * d), sizeof *x);
+    double num = 0, den = 0;
+    tensor_to_f32(&fl->layers[0].lin[ROLE_O].w, w);
+    tensor_to_f32(&m->layers[0].lin[ROLE_O].w, v);
+    assert_int_equal(fwd_init(&f, &m->hp, len, &e), 0);
+    for (int64_t k = 0; k < c->n; k++) {
+        assert_int_equal(fwd_embed(before, c->ids + k * len, len, h, &e), 0);
+        fwd_attn_in(before, &before->layers[0], h, len, f.x);
+        assert_int_equal(fwd_attn(before, &before->layers[0], &f, f.x, len, x, &e), 0);
+        for (int64_t t = 0; t < len; t++)
+            for (int64_t i = 0; i < n_out; i++) {
+                double want = 0, lost = 0;
+                for (int64_t j = 0; j < d; j++) {
+                    want += (double)w[i * d + j] * x[t * d + j];
+                    lost += ((double)w[i * d + j] - (double)v[i * d + j] * (s ? s[j] : 1)) * x[t * d + j];
+                }
+                num += lost * lost;
+                den += want * want;
+            }
+    }
+    fwd_release(&f);
+    arena_release(&a);
+    return num / den;
+}
+
+/* DSQ of o: the codes of q, k and v are those of a run without it, v's rows (and its bias) those times s^c, the same for all heads that read
+ * one; what o loses with it is what is said, less than without. */
+static void dsq_of_o(const char *path)
+{
+    struct quant_result res[2];
+    struct model *m[2], *fl = open_model(path);
+    struct calib c;
+    for (int k = 0; k < 2; k++) {
+        struct quant_options o = options("d2quant", "default", 2, 32);
+        o.alpha = o.beta = o.shrink = 0;
+        o.sinks = SINKS_KEEP;
+        o.dsq = false;
+        o.dsq_o = k;
+        m[k] = quantized(path, &o, &res[k]);
+    }
+    make_calib(&c, fl, 10, 64);
+    const struct hparams *hp = &fl->hp;
+    int64_t d = hp->n_head * hp->head_dim, heads = hp->n_head / hp->n_head_kv;
+    const struct linear *v[2] = { &m[0]->layers[0].lin[ROLE_V], &m[1]->layers[0].lin[ROLE_V] };
+    float s[256];
+    double moved = 0;
+    assert_true(d <= 256 && heads > 1);
+    for (int64_t j = 0; j < d; j++) {
+        int64_t row = j / hp->head_dim / heads * hp->head_dim + j % hp->head_dim, at = row * v[0]->w.q->n_groups;
+        s[j] = half_to_f32(v[1]->w.q->scale[at]) / half_to_f32(v[0]->w.q->scale[at]);
+        moved = fmax(moved, fabs(s[j] - 1));
+        assert_true(!v[0]->b == !v[1]->b);
+        if (v[0]->b)
+            assert_true(fabs(v[1]->b[row] - s[j] * v[0]->b[row]) <= 2e-3 * fabs(v[1]->b[row]));
+    }
+    for (int role = ROLE_Q; role <= ROLE_V; role++) {
+        const struct qmat *p = m[0]->layers[0].lin[role].w.q, *q = m[1]->layers[0].lin[role].w.q;
+        assert_memory_equal(p->codes, q->codes, (size_t)(p->n_out * p->row_words) * 4);
+        assert_int_equal(memcmp(p->scale, q->scale, (size_t)(p->n_out * p->n_groups) * 2) != 0, role == ROLE_V);
+    }
+    assert_true(moved > 0.02 && res[1].blocks[0].dsq_gain[STAGE_O] < 1 && res[0].blocks[0].dsq_gain[STAGE_O] == 0);
+    double plain = error_of_o(fl, m[0], m[0], &c, NULL), dual = error_of_o(fl, m[1], m[0], &c, s);
+    const struct quant_tensor *t = &res[1].tensors[ROLE_O];
+    if (!(dual < plain && fabs(dual - t->err) < 3e-3 * dual))
+        fail_msg("%s: error of o %g, expected %g, below %g without", path, t->err, dual, plain);
+    for (int k = 0; k < 2; k++) {
+        quant_result_release(&res[k]);
+        model_free(m[k]);
+    }
+    calib_release(&c);
+    model_free(fl);
+}
+
+/* What the first block gives after its o was scaled is what the finished model makes of the text. */
+static void output_with_dsq_of_o(const char *path)
+{
+    struct quant_options o = options("d2quant", "default", 2, 32);
+    struct quant_result res;
+    struct calib c;
+    struct err e;
+    struct fwd f;
+    o.dsq_o = true;
+    struct model *m = quantized(path, &o, &res), *fl = open_model(path);
+    make_calib(&c, m, 10, 64);
+    int64_t n = 64 * m->hp.n_embd;
+    float *h[2] = { mem_alloc((size_t)n, sizeof(float)), mem_alloc((size_t)n, sizeof(float)) };
+    double num = 0, den = 0;
+    assert_int_equal(fwd_init(&f, &m->hp, 64, &e), 0);
+    for (int64_t k = 0; k < c.n; k++) {
+        for (int i = 0; i < 2; i++) {
+            const struct model *of = i ? m : fl;
+            assert_int_equal(fwd_embed(of, c.ids + k * 64, 64, h[i], &e), 0);
+            assert_int_equal(fwd_block(of, &of->layers[0], &f, h[i], 64, &e), 0);
+        }
+        for (int64_t i = 0; i < n; i++) {
+            num += ((double)h[0][i] - h[1][i]) * ((double)h[0][i] - h[1][i]);
+            den += (double)h[0][i] * h[0][i];
+        }
+    }
+    assert_true(res.blocks[0].dsq_gain[STAGE_O] > 0 && fabs(res.blocks[0].out_err - num / den) < 1e-4 * num / den);
+    fwd_release(&f);
+    mem_free(h[0]);
+    mem_free(h[1]);
+    calib_release(&c);
+    quant_result_release(&res);
+    model_free(m);
+    model_free(fl);
+}
+
+static void test_dsq_of_o(void **state)
+{
+    (void)state;
+    dsq_of_o(MODELS "llama");
+    dsq_of_o(MODELS "qwen2"); /* v has a bias */
+    output_with_dsq_of_o(MODELS "llama");
 }
 
 /* The share that DAC keeps of the first block's mean deviation is the one of 0, 1/4, 1/2, 1 that brings the block's held-out output nearest to
@@ -662,7 +788,7 @@ int main(void)
         cmocka_unit_test(test_tables),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_written_is_what_was_in_memory),
-        cmocka_unit_test(test_dac_restores_the_mean),
+        cmocka_unit_test(test_dsq_of_o), cmocka_unit_test(test_dac_restores_the_mean),
         cmocka_unit_test(test_dac_share_is_the_best),
         cmocka_unit_test(test_dac_is_accepted_or_refused),
         cmocka_unit_test(test_bad_numbers),

@@ -44,7 +44,7 @@ static struct quant_options options(const char *method, const char *recipe)
     assert_int_equal(quant_options_init(&o, method, recipe, &e), 0);
     o.bits = 2;
     o.group = 40;
-    o.dsq_norms = o.dsq;
+    o.dsq_norms = o.dsq_o = o.dsq;
     return o;
 }
 
@@ -414,6 +414,7 @@ static void test_every_option_counts(void **state)
     COUNTS(dsq = !plain.dsq);
     COUNTS(dac = DAC_FLOAT);
     COUNTS(dsq_norms = !plain.dsq_norms);
+    COUNTS(dsq_o = !plain.dsq_o);
     COUNTS(dac_accept = !plain.dac_accept);
     COUNTS(dac = DAC_BLOCK);
     COUNTS(alpha += 0.25);

@@ -16,7 +16,7 @@
 void d2q_quantize_options_init(d2q_quantize_options *o)
 {
     *o = (d2q_quantize_options){
-        .method = "d2quant", .recipe = "default", .bits = 2, .group = 128, .grid = "asym", .dsq = D2Q_DEFAULT, .dsq_norms = D2Q_DEFAULT,
+        .method = "d2quant", .recipe = "default", .bits = 2, .group = 128, .grid = "asym", .dsq = D2Q_DEFAULT, .dsq_norms = D2Q_DEFAULT, .dsq_o = D2Q_DEFAULT,
         .dac = D2Q_DEFAULT, .alpha = D2Q_DEFAULT, .beta = D2Q_DEFAULT, .sweeps = D2Q_DEFAULT, .tune = D2Q_DEFAULT, .tune_lr = D2Q_DEFAULT, .damp = D2Q_DEFAULT, .shrink = D2Q_DEFAULT,
         .rotate = "auto", .on_failure = "stop", .calib = "self", .nsamples = 128, .seqlen = 2048,
     };
@@ -96,6 +96,7 @@ int api_quant_options(const d2q_quantize_options *in, const struct model *m, str
         return err_set(e, ERR_USAGE, "self-samples: expected a number of sequences beside a text's (calib); with text of the model's own alone "
                        "it is nsamples");
     o->dsq = in->dsq == D2Q_DEFAULT ? o->dsq : in->dsq != 0;
+    o->dsq_o = in->dsq_o == D2Q_DEFAULT ? o->dsq_o && o->dsq : in->dsq_o != 0;
     o->dsq_norms = in->dsq_norms == D2Q_DEFAULT ? o->dsq_norms && o->dsq : in->dsq_norms != 0;
     if ((k = choose("dac-target", in->dac_target ? in->dac_target : "float", targets, e)) < 0)
         return -1;
@@ -122,6 +123,7 @@ static json_t *options_json(const d2q_quantize_options *in, const struct quant_o
     json_object_update_new(j, json_pack("{sssfsbsbsbsfsfsisI}", "grid", grid_table[o->grid].name, "damp", o->damp, "dsq", o->dsq, "dsq_norms", o->dsq_norms,
                                         "dac", o->dac != DAC_OFF, "alpha", o->alpha, "beta", o->beta, "sweeps", o->sweeps, "seed",
                                         (json_int_t)in->seed));
+    json_object_set_new(j, "dsq_o", json_boolean(o->dsq_o));
     json_object_set_new(j, "shrink", json_real(o->shrink));
     json_object_set_new(j, "dac_target", o->dac != DAC_OFF ? json_string(o->dac == DAC_BLOCK ? "block" : "float") : json_null());
     json_object_set_new(j, "dac_accept", json_boolean(o->dac_accept));
@@ -331,8 +333,9 @@ static json_t *result_json(const struct model *m, const d2q_quantize_options *in
     for (int64_t i = 0; i < m->hp.n_layer; i++) {
         const struct quant_block *b = &res->blocks[i];
         json_t *j = json_pack("{sfsfsfsfsfsfsfs[ff]}", "dac_share", b->dac_share, "dac_gain", b->dac_gain, "dac_shift", b->dac_shift,
-                              "dsq_min", b->dsq_min, "dsq_max", b->dsq_max, "dsq_gain", b->dsq_gain, "out_err", b->out_err,
-                              "dsq_norm_gain", b->dsq_norm_gain[0], b->dsq_norm_gain[1]);
+                              "dsq_min", b->dsq_min, "dsq_max", b->dsq_max, "dsq_gain", b->dsq_gain[STAGE_DOWN], "out_err", b->out_err,
+                              "dsq_norm_gain", b->dsq_gain[STAGE_QKV], b->dsq_gain[STAGE_GATE_UP]);
+        json_object_set_new(j, "dsq_o_gain", json_real(b->dsq_gain[STAGE_O]));
         json_t *spread = json_array();
         for (int k = 0; k < QUANT_SPREAD; k++)
             json_array_append_new(spread, json_real(b->dsq_quantile[k]));

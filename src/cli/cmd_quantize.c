@@ -45,6 +45,7 @@ const struct opt cmd_quantize_opts[] = {
     { "target-bpw", 0, OPT_NUM, AT(target_bpw), "X", NULL, 1, 16, "the same for so many bits a weight", NULL },
     { "dsq", 0, OPT_ONOFF, AT(q.dsq), NULL, NULL, 0, 0, "second scale of down_proj, merged into up_proj", "the recipe's" },
     { "dsq-norms", 0, OPT_ONOFF, AT(q.dsq_norms), NULL, NULL, 0, 0, "the same of q,k,v and of gate,up, merged into the norms' gains", "the recipe's" },
+    { "dsq-o", 0, OPT_ONOFF, AT(q.dsq_o), NULL, NULL, 0, 0, "the same of o, merged into v", "the recipe's" },
     { "dac", 0, OPT_ONOFF, AT(q.dac), NULL, NULL, 0, 0, "mean correction at the norm after attention", "the recipe's" },
     { "dac-target", 0, OPT_STR, AT(q.dac_target), NULL, "float|block", 0, 0, "what the mean is brought back to: the float model's, or that of the block's own float attention", "float" },
     { "propagate", 0, OPT_PAIR, AT(q.alpha), "A,B|off", NULL, 0, 2, "aim at the float path", "the recipe's" },

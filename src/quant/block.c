@@ -72,23 +72,68 @@ static int absorb_in_norm(struct block *b, const float **norm, const float *s_c,
     return 0;
 }
 
-/* DSQ of down_proj: up_proj absorbs s^c. */
-static int absorb_in_up(struct block *b, const float *s_c, struct err *e)
+/* The rows of an earlier matrix and its bias absorb s (n_out). */
+static int absorb_in_rows(struct block *b, enum role role, const float *s, struct err *e)
 {
     struct run *r = b->run;
-    struct linear *up = &b->fq->lin[ROLE_UP];
-    int64_t n_ff = r->m->hp.n_ff;
-    float *bias = NULL;
-    if (up->b) {
-        bias = arena_alloc(&r->m->arena, (size_t)n_ff, sizeof *bias);
-        if (!bias)
-            return err_nomem(e, "up_proj's bias", (size_t)n_ff * sizeof *bias);
-        memcpy(bias, up->b, (size_t)n_ff * sizeof *bias);
-        up->b = bias;
-    }
+    struct linear *l = &b->fq->lin[role];
+    int64_t n = tensor_rows(&l->w);
+    float *scaled = l->b ? arena_alloc(&b->arena, (size_t)n, sizeof *scaled) : NULL;
+    for (int64_t j = 0; scaled && j < n; j++)
+        scaled[j] = l->b[j] * s[j];
+    const float *bias = scaled ? block_keep_vector(r, scaled, n) : NULL;
+    if (l->b && !bias)
+        return err_nomem(e, "a merged bias", (size_t)n * sizeof *bias);
+    if (bias && op_find_bad(bias, n) >= 0)
+        return err_set(e, ERR_NUMERIC, "%s: its merged bias leaves the range of fp16", l->w.name);
     struct grid g;
-    quant_grid(r->o, b->index, ROLE_UP, up->w.dim[1], &g);
-    return dsq_absorb(&up->w, &g, bias, s_c, e) || record_scales(s_c, n_ff, b->out, e) ? -1 : 0;
+    quant_grid(r->o, b->index, role, l->w.dim[1], &g);
+    if (dsq_absorb(&l->w, &g, s, e))
+        return -1;
+    l->b = bias;
+    return 0;
+}
+
+/* DSQ of down_proj. */
+static int absorb_in_up(struct block *b, const float *s_c, struct err *e)
+{
+    return absorb_in_rows(b, ROLE_UP, s_c, e) || record_scales(s_c, b->run->m->hp.n_ff, b->out, e) ? -1 : 0;
+}
+
+/* Heads that read the same channel of v share its s^c. */
+static struct dsq_tie tie_of_heads(const struct hparams *hp)
+{
+    return (struct dsq_tie){ hp->n_head / hp->n_head_kv, hp->head_dim };
+}
+
+/* DSQ of o: each row of v has the s^c of the first of its heads. */
+static int absorb_in_v(struct block *b, const float *s_c, struct err *e)
+{
+    const struct hparams *hp = &b->run->m->hp;
+    int64_t n = hp->n_head_kv * hp->head_dim, heads = tie_of_heads(hp).heads;
+    float *s = arena_alloc(&b->arena, (size_t)n, sizeof *s);
+    if (!s)
+        return err_nomem(e, "dual scales", (size_t)n * sizeof *s);
+    for (int64_t j = 0; j < n; j++)
+        s[j] = s_c[j / hp->head_dim * heads * hp->head_dim + j % hp->head_dim];
+    b->v_scaled = !absorb_in_rows(b, ROLE_V, s, e);
+    return b->v_scaled ? 0 : -1;
+}
+
+/* The scales of a stage move into what comes before it. */
+static int absorb(struct block *b, enum role first, const float *s_c, struct err *e)
+{
+    switch (first) {
+    case ROLE_Q: return absorb_in_norm(b, &b->fq->attn_norm, s_c, e);
+    case ROLE_O: return absorb_in_v(b, s_c, e);
+    case ROLE_GATE: return absorb_in_norm(b, &b->fq->ffn_norm, s_c, e);
+    default: return absorb_in_up(b, s_c, e);
+    }
+}
+
+static double *gain_of(struct block *b, enum role role)
+{
+    return b->out->dsq_gain + (role < ROLE_O ? STAGE_QKV : role == ROLE_O ? STAGE_O : role < ROLE_DOWN ? STAGE_GATE_UP : STAGE_DOWN);
 }
 
 /* fp16 holds the scales, or the weights themselves. */
@@ -228,7 +273,7 @@ static bool by_dsq(const struct block *b, const struct part *p, int n)
     for (int i = 0; i < n; i++)
         if (p[i].failed || p[i].grid.kind == KIND_FLOAT || !p[i].in.f)
             return false;
-    return p->role == ROLE_DOWN ? o->dsq && b->up_quantized : o->dsq_norms && p->role != ROLE_O;
+    return p->role == ROLE_DOWN ? o->dsq && b->up_quantized : p->role == ROLE_O ? o->dsq_o && b->v_quantized : o->dsq_norms;
 }
 
 static bool by_boa(const struct block *b, const struct part *p)
@@ -273,8 +318,8 @@ static int solve_together(struct block *b, struct part *const *p, int n, bool ds
         task[i] = (struct solve_task){ .in = &p[i]->in, .t = &p[i]->q };
     if (dsq && !(s_c = arena_alloc(&b->arena, (size_t)p[0]->in.n_in, sizeof *s_c)))
         return err_nomem(e, "dual scales", (size_t)p[0]->in.n_in * sizeof *s_c);
-    double *gain = p[0]->role == ROLE_DOWN ? &b->out->dsq_gain : &b->out->dsq_norm_gain[p[0]->role == ROLE_GATE];
-    if (dsq ? dsq_solve(task, n, b->run->o, s_c, gain, e) : solve_tasks(task, n, true, b->run->o, e))
+    struct dsq_tie heads = tie_of_heads(&b->run->m->hp), *tie = p[0]->role == ROLE_O ? &heads : NULL;
+    if (dsq ? dsq_solve(task, n, tie, b->run->o, s_c, gain_of(b, p[0]->role), e) : solve_tasks(task, n, true, b->run->o, e))
         return -1;
     for (int i = 0; i < n; i++) {
         p[i]->s_c = s_c;
@@ -341,9 +386,7 @@ static int judge_all(struct block *b, struct part *p, int n, struct err *e)
     }
     if (!shared)
         return 0;
-    int rc = bad >= 0 ? -1 : p[0].role == ROLE_DOWN ? absorb_in_up(b, p[0].s_c, e)
-             : absorb_in_norm(b, p[0].role == ROLE_Q ? &b->fq->attn_norm : &b->fq->ffn_norm, p[0].s_c, e);
-    if (!rc)
+    if (bad < 0 && !absorb(b, p[0].role, p[0].s_c, e))
         return 0;
     const struct err why = bad >= 0 ? p[bad].why : *e;
     for (int i = 0; i < n; i++) {
@@ -360,6 +403,7 @@ static int place(struct block *b, struct part *p, struct err *e)
     if (p->grid.kind == KIND_FLOAT)
         return keep_float(b, p->role, &p->grid, p->rec, e);
     b->fq->lin[p->role].w = p->q;
+    b->v_quantized |= p->role == ROLE_V;
     b->up_quantized |= p->role == ROLE_UP;
     return 0;
 }
@@ -369,10 +413,7 @@ static int fall_back(struct block *b, struct part *p, const struct stats *st, st
 {
     struct run *r = b->run;
     struct quant_tensor *t = p->rec;
-    if (p->role == ROLE_DOWN)
-        b->out->dsq_gain = 0;
-    else if (p->role != ROLE_O)
-        b->out->dsq_norm_gain[p->role >= ROLE_GATE] = 0;
+    *gain_of(b, p->role) = 0;
     if (r->o->on_failure == FAILURE_STOP) {
         *e = p->why;
         return -1;

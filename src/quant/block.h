@@ -37,7 +37,8 @@ struct block {
     struct quant_block *out;
     const float *norm_scale; /* (n_embd) what DSQ multiplied the gains of the current stage's norm by, or NULL */
     struct boa *boa;     /* of q, k, v; NULL: another method, or not yet gathered */
-    bool up_quantized;   /* up_proj has fp16 factors that can absorb DSQ's scales */
+    bool v_quantized, up_quantized; /* it has fp16 factors that can absorb DSQ's scales */
+    bool v_scaled;       /* it did: what o sees is to be computed again */
 };
 
 /* Quantizes lin[first .. first+n) of the block, which see the same input described by st (finished here; NULL: nothing is known of it).

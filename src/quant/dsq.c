@@ -5,7 +5,8 @@
  * divided by s^c, and (b) the closed form for s^c with the quantized matrix V fixed:
  *   plain     s^c[j] = <W[:,j], V[:,j]> / |V[:,j]|^2
  *   weighted  (H o V^T V) s^c = diag(V^T W H)
- * s^c is known up to a constant, so its geometric mean is set to 1 before the next (a). */
+ * s^c is known up to a constant, so its geometric mean is set to 1 before the next (a). Inputs that share a scale (struct dsq_tie) have
+ * the sums of (b) over all of them. */
 #include <math.h>
 #include <string.h>
 
@@ -26,6 +27,33 @@ static float clip_scale(double s, float old)
     return s < S_MIN ? S_MIN : s > S_MAX ? S_MAX : (float)s;
 }
 
+/* Where input j of a matrix stands among the scales: heads that share one of v lie side by side. */
+static int64_t slot(const struct dsq_tie *tie, int64_t j)
+{
+    return j / tie->head_dim / tie->heads * tie->head_dim + j % tie->head_dim;
+}
+
+/* Sums over the inputs that share a scale, in place: x (d) to (d / heads), slot(j) <= j. */
+static void fold(const struct dsq_tie *tie, int64_t d, double *x)
+{
+    for (int64_t j = 0; j < d; j++) {
+        double v = x[j];
+        x[slot(tie, j)] = v + (j / tie->head_dim % tie->heads ? x[slot(tie, j)] : 0);
+    }
+}
+
+/* The same of rows and columns of a (d, d), which becomes (d / heads, d / heads). */
+static void fold_matrix(const struct dsq_tie *tie, int64_t d, float *a)
+{
+    int64_t m = d / tie->heads;
+    for (int64_t i = 0; i < d && tie->heads > 1; i++)
+        for (int64_t j = 0; j < d; j++) {
+            bool first = i / tie->head_dim % tie->heads == 0 && j / tie->head_dim % tie->heads == 0;
+            float v = a[i * d + j], *to = a + slot(tie, i) * m + slot(tie, j);
+            *to = first ? v : *to + v;
+        }
+}
+
 static void normalize(float *s, int64_t d)
 {
     double sum = 0;
@@ -36,31 +64,37 @@ static void normalize(float *s, int64_t d)
         s[j] = clip_scale(s[j] * f, s[j]);
 }
 
-/* s^c from the power of the activations, rms(x_j)^-0.3: large inputs get the finer grid of W / s^c. */
-static void from_activation(const float *h, int64_t d, float *s)
-{
-    for (int64_t j = 0; j < d; j++) {
-        double power = h[j * d + j];
-        s[j] = power > 0 ? clip_scale(pow(power, -0.15), 1) : 1;
-    }
-    double mean = 0;
-    for (int64_t j = 0; j < d; j++)
-        mean += log(s[j]);
-    mean = exp(mean / (double)d);
-    for (int64_t j = 0; j < d; j++)
-        s[j] = clip_scale(s[j] / mean, 1);
-}
-
 /* The matrices, and one iterate of them. */
 struct alternation {
     int n;
     int64_t d, rows;
+    struct dsq_tie tie;
     struct solve_in in[SOLVE_MOST];    /* with col_scale = s */
     struct solve_task task[SOLVE_MOST]; /* in and t */
     struct tensor t[SOLVE_MOST];
     float *s, *v;                      /* (d); (rows, d) the values of t */
+    double *num, *den;                 /* (d) scratch */
     struct arena arena;
 };
+
+/* s^c from the power of the activations, rms(x_j)^-0.3: large inputs get the finer grid of W / s^c. */
+static void from_activation(struct alternation *a)
+{
+    int64_t d = a->d;
+    for (int64_t j = 0; j < d; j++)
+        a->num[j] = a->in->h[j * d + j];
+    fold(&a->tie, d, a->num);
+    for (int64_t j = 0; j < d; j++) {
+        double power = a->num[slot(&a->tie, j)];
+        a->s[j] = power > 0 ? clip_scale(pow(power, -0.15), 1) : 1;
+    }
+    double mean = 0;
+    for (int64_t j = 0; j < d; j++)
+        mean += log(a->s[j]);
+    mean = exp(mean / (double)d);
+    for (int64_t j = 0; j < d; j++)
+        a->s[j] = clip_scale(a->s[j] / mean, 1);
+}
 
 static void closed_form_plain(struct alternation *a)
 {
@@ -75,8 +109,14 @@ static void closed_form_plain(struct alternation *a)
                     num[j] += a->in[k].w[i * a->d + j0 + j] * vij;
                     den[j] += vij * vij;
                 }
-        for (int64_t j = 0; j < n; j++)
-            a->s[j0 + j] = den[j] > 0 ? clip_scale(num[j] / den[j], a->s[j0 + j]) : a->s[j0 + j];
+        memcpy(a->num + j0, num, (size_t)n * sizeof *num);
+        memcpy(a->den + j0, den, (size_t)n * sizeof *den);
+    }
+    fold(&a->tie, a->d, a->num);
+    fold(&a->tie, a->d, a->den);
+    for (int64_t j = 0; j < a->d; j++) {
+        int64_t k = slot(&a->tie, j);
+        a->s[j] = a->den[k] > 0 ? clip_scale(a->num[k] / a->den[k], a->s[j]) : a->s[j];
     }
 }
 
@@ -159,20 +199,20 @@ static void solve_system(const float *a, const double *add, const double *b, int
  * its mean diagonal. */
 static int closed_form_weighted(struct alternation *alt, double *change, struct err *e)
 {
-    int64_t d = alt->d, most = 0;
+    int64_t d = alt->d, m = d / alt->tie.heads, most = 0;
     const float *h = alt->in[0].h, *v = alt->v;
     float *s = alt->s;
     for (int k = 0; k < alt->n; k++)
         most = alt->in[k].n_out > most ? alt->in[k].n_out : most;
     float *a = mem_zalloc((size_t)(d * d), sizeof *a), *wh = mem_alloc((size_t)(most * d), sizeof *wh);
-    double *vec = mem_zalloc((size_t)(7 * d), sizeof *vec), mean = 0;
+    double *vec = mem_zalloc((size_t)(8 * d), sizeof *vec), mean = 0;
     if (!a || !wh || !vec) {
         mem_free(a);
         mem_free(wh);
         mem_free(vec);
         return err_nomem(e, "dual scales", (size_t)(d * d) * sizeof *a);
     }
-    double *b = vec, *add = vec + d, *x = vec + 2 * d;
+    double *b = vec, *add = vec + d, *x = vec + 2 * d, *old = vec + 3 * d;
     la_syrk_add(alt->rows, d, 1, v, d, a);
     la_symmetrize(d, a);
     for (int k = 0; k < alt->n; k++) {
@@ -183,25 +223,31 @@ static int closed_form_weighted(struct alternation *alt, double *change, struct 
     }
     for (int64_t i = 0; i < d * d; i++)
         a[i] *= h[i];
+    fold_matrix(&alt->tie, d, a);
+    fold(&alt->tie, d, b);
     for (int64_t j = 0; j < d; j++)
-        mean += a[j * d + j] / (double)d;
-    for (int64_t j = 0; j < d; j++) {
-        add[j] = 0.01 * mean + (a[j * d + j] > 0 ? 0 : mean);
-        x[j] = s[j];
-        b[j] += add[j] * s[j];
+        x[slot(&alt->tie, j)] = s[j];
+    for (int64_t j = 0; j < m; j++)
+        mean += a[j * m + j] / (double)m;
+    for (int64_t j = 0; j < m; j++) {
+        add[j] = 0.01 * mean + (a[j * m + j] > 0 ? 0 : mean);
+        b[j] += add[j] * x[j];
+        old[j] = x[j];
     }
-    solve_system(a, add, b, d, x, vec + 3 * d);
+    solve_system(a, add, b, m, x, vec + 4 * d);
     /* q(new) - q(old) = delta . (A (new + old) - 2 b), b as it was */
-    double *delta = vec + 3 * d, *both = vec + 4 * d, *ab = vec + 5 * d;
-    for (int64_t j = 0; j < d; j++) {
-        float old = s[j];
-        b[j] -= add[j] * old;
-        s[j] = clip_scale(x[j], old);
-        delta[j] = (double)s[j] - old;
-        both[j] = (double)s[j] + old;
+    double *delta = vec + 4 * d, *both = vec + 5 * d, *ab = vec + 6 * d;
+    for (int64_t j = 0; j < m; j++) {
+        float to = clip_scale(x[j], (float)old[j]);
+        b[j] -= add[j] * old[j];
+        x[j] = to;
+        delta[j] = to - old[j];
+        both[j] = to + old[j];
     }
-    matvec(a, d, both, ab);
-    *change = dot(delta, ab, d) - 2 * dot(delta, b, d);
+    matvec(a, m, both, ab);
+    *change = dot(delta, ab, m) - 2 * dot(delta, b, m);
+    for (int64_t j = 0; j < d; j++)
+        s[j] = (float)x[slot(&alt->tie, j)];
     mem_free(a);
     mem_free(wh);
     mem_free(vec);
@@ -269,15 +315,18 @@ static int try_scales(struct alternation *a, const struct quant_options *o, doub
     return 0;
 }
 
-static int alternation_init(struct alternation *a, const struct solve_task *task, int n, struct err *e)
+static int alternation_init(struct alternation *a, const struct solve_task *task, int n, const struct dsq_tie *tie, struct err *e)
 {
     a->n = n;
     a->d = task->in->n_in;
+    a->tie = tie ? *tie : (struct dsq_tie){ 1, a->d };
+    a->num = arena_alloc(&a->arena, (size_t)a->d, sizeof *a->num);
+    a->den = arena_alloc(&a->arena, (size_t)a->d, sizeof *a->den);
     a->s = arena_alloc(&a->arena, (size_t)a->d, sizeof *a->s);
     for (int i = 0; i < n; i++)
         a->rows += task[i].in->n_out;
     a->v = arena_alloc(&a->arena, (size_t)(a->rows * a->d), sizeof *a->v);
-    if (!a->s || !a->v)
+    if (!a->num || !a->den || !a->s || !a->v)
         return err_nomem(e, "dual scales", (size_t)(a->rows * a->d) * sizeof *a->v);
     for (int i = 0; i < n; i++) {
         a->in[i] = *task[i].in;
@@ -303,15 +352,15 @@ static int task_errors(struct solve_task *task, int n, double sum, const float *
     return 0;
 }
 
-int dsq_solve(struct solve_task *task, int n, const struct quant_options *o, float *s_c, double *gain, struct err *e)
+int dsq_solve(struct solve_task *task, int n, const struct dsq_tie *tie, const struct quant_options *o, float *s_c, double *gain, struct err *e)
 {
     struct alternation a = { 0 };
     struct kept k = { task, s_c, -1 };
     double plain = 0, first;
     arena_init(&a.arena);
-    int rc = alternation_init(&a, task, n, e) || try_scales(&a, o, &plain, &k, e) ? -1 : 0;
+    int rc = alternation_init(&a, task, n, tie, e) || try_scales(&a, o, &plain, &k, e) ? -1 : 0;
     if (!rc && o->dsq_init == DSQ_ACTIVATION)
-        from_activation(a.in->h, a.d, a.s);
+        from_activation(&a);
     for (int round = o->dsq_init == DSQ_ACTIVATION ? 0 : 1; !rc && round < o->dsq_rounds; round++) {
         normalize(a.s, a.d);
         rc = try_scales(&a, o, &first, &k, e);
@@ -360,7 +409,7 @@ static bool fits(const struct tensor *up, const struct grid *g, int64_t row, flo
     return scale_integers(g, &one, 0, factor);
 }
 
-int dsq_absorb(struct tensor *up, const struct grid *g, float *bias, const float *s_c, struct err *e)
+int dsq_absorb(struct tensor *up, const struct grid *g, const float *s_c, struct err *e)
 {
     size_t row_bytes = up->type == DT_QMAT ? 0 : up->size / (size_t)up->dim[0];
     size_t room = row_bytes ? row_bytes : (size_t)up->q->n_groups * sizeof *up->q->scale;
@@ -375,8 +424,6 @@ int dsq_absorb(struct tensor *up, const struct grid *g, float *bias, const float
             scale_integers(g, up->q, j, s_c[j]);
         else
             block_scale_row(up->type, (uint8_t *)(uintptr_t)up->data + (size_t)j * row_bytes, up->dim[1], s_c[j]);
-        if (bias)
-            bias[j] *= s_c[j];
     }
     return rc;
 }

@@ -91,7 +91,7 @@ int quant_options_check(const struct quant_options *o, struct err *e)
     if (o->method == METHOD_gptaq && (o->sweeps || o->beta > 0))
         return err_set(e, ERR_USAGE, "method gptaq: its term is part of the solve, which sweeps would undo, and has one share: expected no sweeps "
                        "and propagate A,0");
-    if (o->method != METHOD_d2quant && (o->dsq || o->dsq_norms || o->dac != DAC_OFF))
+    if (o->method != METHOD_d2quant && (o->dsq || o->dsq_norms || o->dsq_o || o->dac != DAC_OFF))
         return err_set(e, ERR_USAGE, "dsq and dac belong to method d2quant");
     if (o->dac == DAC_BLOCK && (o->alpha > 0 || o->beta > 0 || o->tune))
         return err_set(e, ERR_USAGE, "dac-target block: DAC alone, without the float path: expected propagate off and no tuning");

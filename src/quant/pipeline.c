@@ -2,7 +2,8 @@
  *   - at the start of block l, hq and hf are the hidden states of all calibration tokens at its input, through the
  *     quantized and the float blocks before it (with DAC_BLOCK hf begins every block as hq);
  *   - every stage of a block is computed once per path, but down's input on the quantized path: that of o waits in `mid` until o is
- *     quantized; down's, the widest there is, is computed again, from up_proj with DSQ's scales merged as it is stored;
+ *     quantized; down's, the widest there is, is computed again, from up_proj with DSQ's scales merged as it is stored (and o's where v has
+ *     scales of DSQ merged);
  *   - the float path is skipped where the method needs none. */
 #include <math.h>
 #include <string.h>
@@ -348,7 +349,12 @@ static int stage_o(struct block *b, struct err *e)
     double t0 = log_now();
     for (int64_t i = 0; !rc && i < r->calib->n; i++) {
         struct seq s = seq_at(r, i);
-        rc = fwd_attn_out(b->fq, r->mid + s.t0 * d, s.n, s.hq, e);
+        float *a = r->mid + s.t0 * d;
+        if (b->v_scaled) {
+            fwd_attn_in(r->m, b->fq, s.hq, s.n, r->fq.x);
+            rc = fwd_attn(r->m, b->fq, &r->fq, r->fq.x, s.n, a, e);
+        }
+        rc = rc || fwd_attn_out(b->fq, a, s.n, s.hq, e);
     }
     r->res->seconds_forward += log_now() - t0;
     return rc ? -1 : 0;

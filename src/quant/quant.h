@@ -66,6 +66,7 @@ struct quant_options {
     int zero_min;     /* smallest zero point, 0 or 1: GPTQ v1 files cannot hold 0 */
     bool dsq;         /* d2quant only */
     bool dsq_norms;   /* DSQ of q,k,v and of gate,up as well, absorbed by the norms' gains; d2quant only */
+    bool dsq_o;       /* DSQ of o as well, absorbed by v; d2quant only */
     enum dac_target dac; /* d2quant only; DAC_BLOCK without propagation and tuning */
     bool dac_accept;  /* keep a block's DAC only where held-out calibration gains */
     double alpha, beta; /* propagated error; 0, 0: off. gptaq: alpha is the share of its term */
@@ -123,6 +124,9 @@ struct quant_tensor {
     double seconds;
 };
 
+/* The matrices of a block that see the same input, in order of work. */
+enum quant_stage { STAGE_QKV, STAGE_O, STAGE_GATE_UP, STAGE_DOWN, STAGE_COUNT };
+
 #define QUANT_SPREAD 5
 struct quant_block {  /* what the corrections did, one per block */
     double dac_share; /* kept share of mu (0: refused), and held-out gain it brought */
@@ -131,15 +135,13 @@ struct quant_block {  /* what the corrections did, one per block */
     double dac_before, dac_after; /* rms over channels of the mean deviation at the norm after attention on held-out sequences
                        * (the only one, where there is one), as a share of the norm's rms; after: what mu leaves. 0 without float path,
                        * and with tuning, which keeps those sequences out of the statistics */
-    double dsq_min, dsq_max; /* range of s^c */
+    double dsq_min, dsq_max; /* range of s^c of down */
     double dsq_quantile[QUANT_SPREAD]; /* of s^c: 5, 25, 50, 75, 95 % */
-    double dsq_gain;  /* error with s^c / error of GPTQ alone; 0: not used */
-    double dsq_norm_gain[2]; /* the same of q,k,v and of gate,up */
+    double dsq_gain[STAGE_COUNT]; /* error with s^c / error of GPTQ alone; 0: not used */
     double out_err;   /* |h_q - h|^2 / |h|^2 of the block's output, sinks left out; 0 without the float path, DAC_BLOCK included */
 };
 
 /* Where the time of all blocks went, by stage. */
-enum quant_stage { STAGE_QKV, STAGE_O, STAGE_GATE_UP, STAGE_DOWN, STAGE_COUNT };
 struct quant_profile {
     double forward, stats, factor, solve; /* seconds; factor: of H, and propagated error's and GPTAQ's terms */
 };

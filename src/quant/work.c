@@ -100,8 +100,8 @@ static json_t *options_json(const struct quant_options *o)
     json_t *keep = json_array(), *j;
     for (int i = 0; i < o->n_keep; i++)
         json_array_append_new(keep, json_sprintf("%s=%s", o->keep[i].pattern, grid_table[o->keep[i].grid].name));
-    j = json_pack("{sssssisisisbsbsisb}", "method", method_table[o->method].name, "grid", grid_table[o->grid].name, "bits", o->bits,
-                  "group", o->group, "zero_min", o->zero_min, "dsq", o->dsq, "dsq_norms", o->dsq_norms, "dac", (int)o->dac,
+    j = json_pack("{sssssisisisbsbsbsisb}", "method", method_table[o->method].name, "grid", grid_table[o->grid].name, "bits", o->bits,
+                  "group", o->group, "zero_min", o->zero_min, "dsq", o->dsq, "dsq_norms", o->dsq_norms, "dsq_o", o->dsq_o, "dac", (int)o->dac,
                   "dac_accept", o->dac_accept);
     json_object_update_new(j, json_pack("{sfsfsfsfsisisisfsi}", "alpha", o->alpha, "beta", o->beta, "prop_damp", o->prop_damp, "shrink", o->shrink,
                                         "order", (int)o->order, "search", (int)o->search, "sweeps", o->sweeps, "damp", o->damp,
