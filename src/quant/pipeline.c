@@ -360,7 +360,7 @@ static int stage_o(struct block *b, struct err *e)
     return rc ? -1 : 0;
 }
 
-/* Mean over the sequences before `last` of x_float - x_quantized, sinks left out. */
+/* Mean over the sequences so far of x_float - x_quantized, weighted as the statistics are. */
 static void mean_deviation(const struct stats *st, double *mean)
 {
     for (int64_t j = 0; j < st->d; j++)
