@@ -23,8 +23,8 @@ struct dsq_tie {
 };
 
 /* Solves n tasks, whose matrices see the same inputs (h, f) and share s_c (n_in), by the alternation of design.md 5: as solve_tasks does,
- * errors included, and fills s_c; tie NULL: each input has its own. The iterate of least sum of tr(E H E^T) is kept, so that is never above GPTQ's alone: *gain = the kept
- * one / that at s^c = 1. */
+ * errors included, and fills s_c; tie NULL: each input has its own. The iterate of least sum of tr(E H E^T) is kept, so that is never above
+ * GPTQ's alone: *gain = the kept one / that at s^c = 1. */
 int dsq_solve(struct solve_task *task, int n, const struct dsq_tie *tie, const struct quant_options *o, float *s_c, double *gain, struct err *e);
 /* Row j of up, quantized on grid g, times s_c[j]: only its fp16 factors change, rounded again (the integers of a two-level
  * grid stay, so it stays on its grid); fails naming the row, all rows as they were, when that leaves fp16's range. */
